@@ -1,0 +1,190 @@
+//! [`PackedWeight`]: a weight as codes and scales, ready to be stored or synthesised. Holding one proves it valid.
+
+use crate::codec::{self, Codec, CodecSpec, Codes, Stream, StreamSpec, StreamType};
+use crate::condition::EXPONENT_RANGE;
+use crate::error::FormatError;
+use crate::matrix::Shape;
+use crate::metrics::bits_per_weight;
+use half::f16;
+use std::borrow::Cow;
+
+/// The name of the stream of row scales, of codecs that leave them to the shell.
+const ROW_SCALES: &str = "scales";
+
+/// What describes a packed weight beside its streams.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PackedHeader {
+    /// The shape of the weight.
+    pub shape: Shape,
+    /// The codec.
+    pub codec: CodecSpec,
+    /// The seed of the rotation's signs, if the weight was rotated.
+    pub rotation: Option<u64>,
+    /// The power of two by which everything is multiplied.
+    pub exponent: i32,
+}
+
+/// A weight matrix as a codec stores it:
+///
+/// ```text
+/// W ≈ 2^exponent · diag(row_scales) · decoded · Qᵀ
+/// ```
+///
+/// # Example
+/// ```
+/// use pixel_core::{CodecSpec, MatrixRef, Shape, compress_weight};
+/// let data: Vec<f32> = (0..64 * 64).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+/// let weight = MatrixRef::new(Shape::new(64, 64)?, &data)?;
+/// let (packed, error) = compress_weight(weight, &CodecSpec::new("trellis", 4.0).with_option("window", 12), Some(1))?;
+/// assert_eq!(packed.num_bytes(), 64 * 64 * 4 / 8 + 64 * 2);
+/// assert!(error.relative_mse() < 0.007);
+/// let restored = packed.synthesize();
+/// assert_eq!(restored.shape(), weight.shape());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct PackedWeight {
+    header: PackedHeader,
+    codec: Box<dyn Codec>,
+    row_scales: Vec<f16>,
+    codes: Codes,
+}
+
+impl PackedWeight {
+    /// Takes a weight apart into what [`spec_streams`] announces for `header`.
+    ///
+    /// # Errors
+    /// [`FormatError`] if the streams do not fit the header or hold what no decoder could use.
+    pub fn new(header: PackedHeader, mut streams: Vec<Stream>) -> Result<Self, FormatError> {
+        if !EXPONENT_RANGE.contains(&header.exponent) {
+            return Err(FormatError::Field {
+                field: "exponent",
+                value: header.exponent.to_string(),
+                range: format!("{EXPONENT_RANGE:?}"),
+            });
+        }
+        let codec = header.codec.build()?;
+        let specs = stream_specs(&*codec, header.shape);
+        check_streams(&specs, &streams)?;
+        let row_scales = match codec.row_scaling() {
+            codec::RowScaling::None => Vec::new(),
+            codec::RowScaling::RootMeanSquare(_) => match streams.pop() {
+                Some(Stream::F16(scales)) => scales,
+                _ => unreachable!("the last stream is the row scales, of type F16"),
+            },
+        };
+        codec::check_finite(ROW_SCALES, &row_scales)?;
+        let codes = Codes { streams };
+        codec.check(header.shape, &codes)?;
+        Ok(Self { header, codec, row_scales, codes })
+    }
+
+    /// Shape, codec, rotation and exponent.
+    pub const fn header(&self) -> &PackedHeader {
+        &self.header
+    }
+
+    /// The shape of the weight.
+    pub const fn shape(&self) -> Shape {
+        self.header.shape
+    }
+
+    /// The codec, built.
+    pub fn codec(&self) -> &dyn Codec {
+        &*self.codec
+    }
+
+    /// The codes.
+    pub const fn codes(&self) -> &Codes {
+        &self.codes
+    }
+
+    /// One factor a row; empty where the codec has scales of its own.
+    pub fn row_scales(&self) -> &[f16] {
+        &self.row_scales
+    }
+
+    /// The streams with their specifications, in the order of [`spec_streams`].
+    pub fn streams(&self) -> impl Iterator<Item = (StreamSpec, StreamBytes<'_>)> {
+        let specs = stream_specs(&*self.codec, self.header.shape);
+        let codes = self.codes.streams.iter().map(StreamBytes::of);
+        let scales = (!self.row_scales.is_empty()).then_some(StreamBytes::Halves(&self.row_scales));
+        specs.into_iter().zip(codes.chain(scales))
+    }
+
+    /// Bytes of all streams.
+    pub fn num_bytes(&self) -> usize {
+        stream_specs(&*self.codec, self.header.shape).iter().map(StreamSpec::num_bytes).sum()
+    }
+
+    /// Bits per weight of all streams: indices, scales, learned patterns, padding.
+    pub fn bits_per_weight(&self) -> f64 {
+        bits_per_weight(self.num_bytes() as u64, self.shape().num_weights() as u64)
+    }
+}
+
+/// The values of a stream, borrowed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum StreamBytes<'a> {
+    /// Packed indices.
+    Words(&'a [u32]),
+    /// Scales or patterns.
+    Halves(&'a [f16]),
+}
+
+impl<'a> StreamBytes<'a> {
+    fn of(stream: &'a Stream) -> Self {
+        match stream {
+            Stream::U32(words) => Self::Words(words),
+            Stream::F16(halves) => Self::Halves(halves),
+        }
+    }
+
+    /// The values as little-endian bytes.
+    pub fn to_le_bytes(self) -> Cow<'a, [u8]> {
+        match self {
+            Self::Words(words) if cfg!(target_endian = "little") => Cow::Borrowed(bytemuck::cast_slice(words)),
+            Self::Halves(halves) if cfg!(target_endian = "little") => Cow::Borrowed(bytemuck::cast_slice(halves)),
+            Self::Words(words) => words.iter().flat_map(|w| w.to_le_bytes()).collect(),
+            Self::Halves(halves) => halves.iter().flat_map(|h| h.to_le_bytes()).collect(),
+        }
+    }
+}
+
+/// Everything that is stored for a weight of `shape` under `spec`: the codec's streams, then the row scales if there
+/// are any.
+///
+/// # Errors
+/// [`crate::ConfigError`] if the codec cannot be built.
+pub fn spec_streams(spec: &CodecSpec, shape: Shape) -> Result<Vec<StreamSpec>, crate::ConfigError> {
+    Ok(stream_specs(&*spec.build()?, shape))
+}
+
+fn stream_specs(codec: &dyn Codec, shape: Shape) -> Vec<StreamSpec> {
+    let mut specs = codec.streams(shape);
+    if codec.row_scaling() != codec::RowScaling::None {
+        specs.push(StreamSpec { name: ROW_SCALES, dtype: StreamType::F16, shape: vec![shape.d_output()] });
+    }
+    specs
+}
+
+fn check_streams(specs: &[StreamSpec], streams: &[Stream]) -> Result<(), FormatError> {
+    for (i, spec) in specs.iter().enumerate() {
+        let stream = streams.get(i).ok_or(FormatError::MissingStream { stream: spec.name })?;
+        if stream.dtype() != spec.dtype || stream.len() != spec.len() {
+            return Err(FormatError::StreamShape {
+                stream: spec.name,
+                found: format!("{} values of {:?}", stream.len(), stream.dtype()),
+                expected: format!("{} values of {:?}", spec.len(), spec.dtype),
+            });
+        }
+    }
+    if streams.len() > specs.len() {
+        return Err(FormatError::Field {
+            field: "streams",
+            value: streams.len().to_string(),
+            range: format!("{} streams", specs.len()),
+        });
+    }
+    Ok(())
+}

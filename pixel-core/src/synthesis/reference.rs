@@ -1,0 +1,24 @@
+//! The definition of synthesis: every entry by itself, straight from the formula. Slow; tests hold the rest to it.
+
+use crate::matrix::Matrix;
+use crate::packed::PackedWeight;
+use crate::rotation::reference_entry;
+
+/// `W[r][c] = 2^exponent · scale[r] · Σ_j decoded[r][j] · Q[c][j]`, in f64; without a rotation `Q` is the identity.
+pub fn synthesize(packed: &PackedWeight) -> Matrix {
+    let (shape, header) = (packed.shape(), packed.header());
+    let n = shape.d_input();
+    let mut dense = Matrix::zeros(shape);
+    for (r, row) in dense.as_mut_slice().chunks_exact_mut(n).enumerate() {
+        let scale = packed.row_scales().get(r).map_or(1.0, |scale| scale.to_f64()) * f64::from(header.exponent).exp2();
+        let decoded: Vec<f64> =
+            (0..n).map(|j| scale * f64::from(packed.codec().decode_weight(shape, packed.codes(), r, j))).collect();
+        for (c, weight) in row.iter_mut().enumerate() {
+            *weight = match header.rotation {
+                None => decoded[c],
+                Some(seed) => (0..n).map(|j| decoded[j] * reference_entry(n, seed, c, j)).sum(),
+            } as f32;
+        }
+    }
+    dense
+}
