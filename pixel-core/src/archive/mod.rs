@@ -1,0 +1,20 @@
+//! Files: dense checkpoints and archives, both safetensors.
+//!
+//! An archive is a checkpoint some of whose weights are stored as codes; `docs/format.md` defines every byte. Readers
+//! treat every byte as hostile, and nothing is visible under its final name before it is complete.
+
+mod checkpoint;
+mod dtype;
+pub(crate) mod error;
+mod manifest;
+mod model;
+pub(crate) mod reader;
+pub(crate) mod shard_writer;
+pub(crate) mod staging;
+
+pub use checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE, Shard, TensorInfo};
+pub use dtype::FloatType;
+pub use error::ArchiveError;
+pub use manifest::{MANIFEST_HASH_KEY, MANIFEST_KEY, Manifest, PackedEntry, VERSION_MAJOR, VERSION_MINOR};
+pub use model::{Model, ModelTensor};
+pub use reader::{Archive, Entry};

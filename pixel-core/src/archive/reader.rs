@@ -1,0 +1,233 @@
+//! Reads an archive back: every byte is checked before it is used.
+
+use super::checkpoint::{Checkpoint, TensorInfo};
+use super::error::ArchiveError;
+use super::manifest::{Manifest, PackedEntry};
+use crate::codec::{Stream, StreamSpec, StreamType};
+use crate::packed::{PackedHeader, PackedWeight, spec_streams};
+use half::f16;
+use safetensors::Dtype;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// An archive: a checkpoint some of whose weights are packed.
+///
+/// # Example
+/// ```no_run
+/// use pixel_core::archive::Archive;
+/// let archive = Archive::open("model.pixel".as_ref())?;
+/// for (name, entry) in archive.entries() {
+///     println!("{name}: {} {}", entry.manifest().shape, entry.manifest().codec);
+///     let weight = archive.packed(name)?.synthesize();
+///     assert_eq!(weight.shape(), entry.manifest().shape);
+/// }
+/// # Ok::<(), pixel_core::archive::ArchiveError>(())
+/// ```
+#[derive(Debug)]
+pub struct Archive {
+    checkpoint: Checkpoint,
+    entries: BTreeMap<String, Entry>,
+    kept: BTreeMap<String, String>,
+}
+
+/// A packed weight of an archive.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    manifest: PackedEntry,
+    streams: Vec<StreamSpec>,
+    shard: usize,
+}
+
+impl Entry {
+    /// What the manifest says.
+    pub const fn manifest(&self) -> &PackedEntry {
+        &self.manifest
+    }
+
+    /// What is stored, in order.
+    pub fn streams(&self) -> &[StreamSpec] {
+        &self.streams
+    }
+
+    /// The index of the shard that holds it.
+    pub const fn shard(&self) -> usize {
+        self.shard
+    }
+
+    /// Bytes stored.
+    pub fn num_bytes(&self) -> u64 {
+        self.streams.iter().map(|stream| stream.num_bytes() as u64).sum()
+    }
+}
+
+/// The name under which a stream is stored.
+pub(crate) fn stream_name(tensor: &str, stream: &StreamSpec) -> String {
+    format!("{tensor}.{}", stream.name)
+}
+
+impl Archive {
+    /// Opens an archive and checks that its manifest accounts for every stored tensor, with the types and shapes that
+    /// the codecs ask for. The contents are checked when they are read.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn open(path: &Path) -> Result<Self, ArchiveError> {
+        Self::from_checkpoint(Checkpoint::open(path)?)
+    }
+
+    /// Takes an open checkpoint as an archive.
+    ///
+    /// # Errors
+    /// [`ArchiveError`]; see [`open`](Self::open).
+    pub fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self, ArchiveError> {
+        let mut archive = Self { entries: BTreeMap::new(), kept: BTreeMap::new(), checkpoint };
+        let mut accounted = 0;
+        for (shard, file) in archive.checkpoint.shards().iter().enumerate() {
+            let manifest = Manifest::read(&file.path, &file.metadata)?;
+            for (name, entry) in manifest.tensors {
+                let streams = check_entry(&archive.checkpoint, shard, &name, &entry)?;
+                accounted += streams.len();
+                archive.entries.insert(name, Entry { manifest: entry, streams, shard });
+            }
+            for (name, hash) in manifest.kept {
+                find(&archive.checkpoint, shard, &name)?;
+                accounted += 1;
+                archive.kept.insert(name, hash);
+            }
+        }
+        // Names are unique, so equal numbers mean that nothing is stored beside what the manifests list.
+        if accounted != archive.checkpoint.tensors().len() {
+            let listed = |name: &String| archive.kept.contains_key(name) || archive.is_stream(name);
+            let stray = archive.checkpoint.tensors().iter().find(|(name, _)| !listed(name));
+            let message = match stray {
+                Some((name, _)) => format!("stored tensor \"{name}\" is not listed"),
+                None => "a stored tensor is listed twice".into(),
+            };
+            return Err(ArchiveError::Manifest { path: archive.checkpoint.root().to_owned(), message });
+        }
+        Ok(archive)
+    }
+
+    fn is_stream(&self, name: &str) -> bool {
+        let Some((tensor, suffix)) = name.rsplit_once('.') else { return false };
+        self.entries.get(tensor).is_some_and(|entry| entry.streams.iter().any(|stream| stream.name == suffix))
+    }
+
+    /// The files below.
+    pub const fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The packed weights by name.
+    pub const fn entries(&self) -> &BTreeMap<String, Entry> {
+        &self.entries
+    }
+
+    /// The tensors stored as they were, by name, each with its hash.
+    pub const fn kept(&self) -> &BTreeMap<String, String> {
+        &self.kept
+    }
+
+    /// Reads the packed weight `name` and checks its hash.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn packed(&self, name: &str) -> Result<PackedWeight, ArchiveError> {
+        let no_tensor = || ArchiveError::NoSuchTensor { path: self.checkpoint.root().to_owned(), tensor: name.into() };
+        let entry = self.entries.get(name).ok_or_else(no_tensor)?;
+        let path = &self.checkpoint.shards()[entry.shard].path;
+        let mut hasher = blake3::Hasher::new();
+        let mut streams = Vec::with_capacity(entry.streams.len());
+        for spec in &entry.streams {
+            let bytes = self.checkpoint.bytes(self.checkpoint.info(&stream_name(name, spec))?);
+            hasher.update(bytes);
+            streams.push(read_stream(spec.dtype, bytes));
+        }
+        check_hash(path, name, &entry.manifest.stored_blake3, hasher.finalize())?;
+        let header = PackedHeader {
+            shape: entry.manifest.shape,
+            codec: entry.manifest.codec.clone(),
+            rotation: entry.manifest.rotation,
+            exponent: entry.manifest.exponent,
+        };
+        PackedWeight::new(header, streams).map_err(|source| format_error(path, name, source))
+    }
+
+    /// Reads the kept tensor `name` and checks its hash.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn kept_bytes(&self, name: &str) -> Result<(&TensorInfo, &[u8]), ArchiveError> {
+        let info = self.checkpoint.info(name)?;
+        let bytes = self.checkpoint.bytes(info);
+        if let Some(expected) = self.kept.get(name) {
+            check_hash(self.checkpoint.path_of(info), name, expected, blake3::hash(bytes))?;
+        }
+        Ok((info, bytes))
+    }
+}
+
+fn format_error(path: &Path, tensor: &str, source: crate::error::FormatError) -> ArchiveError {
+    ArchiveError::Format { path: path.to_owned(), tensor: tensor.to_owned(), source }
+}
+
+fn check_hash(path: &Path, tensor: &str, expected: &str, found: blake3::Hash) -> Result<(), ArchiveError> {
+    let found = found.to_hex();
+    if found.as_str() == expected {
+        return Ok(());
+    }
+    Err(ArchiveError::Damaged {
+        path: path.to_owned(),
+        tensor: tensor.to_owned(),
+        expected: expected.to_owned(),
+        found: found.to_string(),
+    })
+}
+
+/// The tensor `name`, which the manifest of `shard` says is there.
+fn find<'a>(checkpoint: &'a Checkpoint, shard: usize, name: &str) -> Result<&'a TensorInfo, ArchiveError> {
+    let missing = || ArchiveError::Manifest {
+        path: checkpoint.shards()[shard].path.clone(),
+        message: format!("tensor \"{name}\" is listed but not stored"),
+    };
+    checkpoint.tensors().get(name).filter(|info| info.shard == shard).ok_or_else(missing)
+}
+
+/// Checks that the streams of an entry are stored with the right types and shapes, before anything is allocated.
+fn check_entry(
+    checkpoint: &Checkpoint,
+    shard: usize,
+    name: &str,
+    entry: &PackedEntry,
+) -> Result<Vec<StreamSpec>, ArchiveError> {
+    let path = &checkpoint.shards()[shard].path;
+    let streams = spec_streams(&entry.codec, entry.shape).map_err(|source| format_error(path, name, source.into()))?;
+    for stream in &streams {
+        let info = find(checkpoint, shard, &stream_name(name, stream))?;
+        let dtype = safetensors_dtype(stream.dtype);
+        if info.dtype != dtype || info.shape != stream.shape {
+            let source = crate::error::FormatError::StreamShape {
+                stream: stream.name,
+                found: format!("{} {:?}", info.dtype, info.shape),
+                expected: format!("{dtype} {:?}", stream.shape),
+            };
+            return Err(format_error(path, name, source));
+        }
+    }
+    Ok(streams)
+}
+
+/// The type of a stream as safetensors spells it.
+pub(crate) const fn safetensors_dtype(dtype: StreamType) -> Dtype {
+    match dtype {
+        StreamType::U32 => Dtype::U32,
+        StreamType::F16 => Dtype::F16,
+    }
+}
+
+fn read_stream(dtype: StreamType, bytes: &[u8]) -> Stream {
+    match dtype {
+        StreamType::U32 => Stream::U32(bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()),
+        StreamType::F16 => Stream::F16(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
+    }
+}

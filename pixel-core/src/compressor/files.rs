@@ -1,0 +1,104 @@
+//! The files of a checkpoint beside its weights, and where an output may lie.
+
+use crate::archive::Checkpoint;
+use crate::archive::error::ArchiveError;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Files that hold the same weights in another form: not copied.
+const OTHER_WEIGHTS: [&str; 13] =
+    ["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot", "tflite", "npz", "pkl"];
+
+/// The files of a checkpoint's directory, by path relative to it.
+#[derive(Debug, Default)]
+pub(super) struct SideFiles {
+    pub(super) copied: Vec<PathBuf>,
+    pub(super) left_out: Vec<PathBuf>,
+}
+
+impl SideFiles {
+    /// Lists the files beside the weights; hidden ones, and those of hidden directories, are passed over.
+    pub(super) fn of(checkpoint: &Checkpoint) -> Result<Self, ArchiveError> {
+        let mut files = Self::default();
+        if !checkpoint.is_dir() {
+            return Ok(files);
+        }
+        let root = checkpoint.root();
+        let is_visible = |entry: &walkdir::DirEntry| entry.depth() == 0 || !is_hidden(entry.path());
+        let walk = walkdir::WalkDir::new(root).follow_links(true).sort_by_file_name();
+        for entry in walk.into_iter().filter_entry(is_visible) {
+            let entry = entry.map_err(|e| ArchiveError::io("list", root)(e.into()))?;
+            if !entry.file_type().is_file() || is_index_or_shard(checkpoint, entry.path()) {
+                continue;
+            }
+            let relative = entry.path().strip_prefix(root).unwrap_or(entry.path()).to_owned();
+            let extension = relative.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+            if extension.is_some_and(|extension| OTHER_WEIGHTS.contains(&extension.as_str()))
+                || is_weight_index(&relative)
+            {
+                files.left_out.push(relative);
+            } else {
+                files.copied.push(relative);
+            }
+        }
+        Ok(files)
+    }
+
+    /// Copies the files to `target`; returns their size in bytes.
+    pub(super) fn copy(&self, root: &Path, target: &Path) -> Result<u64, ArchiveError> {
+        let mut bytes = 0;
+        for file in &self.copied {
+            let to = target.join(file);
+            if let Some(parent) = to.parent() {
+                std::fs::create_dir_all(parent).map_err(ArchiveError::io("create", parent))?;
+            }
+            bytes += std::fs::copy(root.join(file), &to).map_err(ArchiveError::io("copy a file to", &to))?;
+        }
+        Ok(bytes)
+    }
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}
+
+/// Indices such as `pytorch_model.bin.index.json` describe files that are not copied.
+fn is_weight_index(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"))
+}
+
+fn is_index_or_shard(checkpoint: &Checkpoint, path: &Path) -> bool {
+    path == checkpoint.root().join(crate::archive::INDEX_FILE) || checkpoint.shards().iter().any(|s| s.path == path)
+}
+
+/// Writes the index of a sharded output; returns its size in bytes.
+pub(super) fn write_index(
+    dir: &Path,
+    weight_map: &BTreeMap<String, String>,
+    total_size: u64,
+) -> Result<u64, ArchiveError> {
+    let path = dir.join(crate::archive::INDEX_FILE);
+    let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
+    let text = serde_json::to_string_pretty(&index).expect("a map of strings");
+    std::fs::write(&path, &text).map_err(ArchiveError::io("write", &path))?;
+    Ok(text.len() as u64)
+}
+
+/// Refuses an output inside the input and an input inside the output.
+pub(super) fn check_overlap(input: &Path, output: &Path) -> Result<(), ArchiveError> {
+    let input_full = std::fs::canonicalize(input).map_err(ArchiveError::io("open", input))?;
+    let output_full = resolve(output)?;
+    if output_full.starts_with(&input_full) || input_full.starts_with(&output_full) {
+        return Err(ArchiveError::Overlap { output: output.to_owned(), input: input.to_owned() });
+    }
+    Ok(())
+}
+
+/// The absolute path of something that need not exist yet.
+fn resolve(path: &Path) -> Result<PathBuf, ArchiveError> {
+    let absolute = std::path::absolute(path).map_err(ArchiveError::io("resolve", path))?;
+    let existing = absolute.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let rest = absolute.strip_prefix(existing).unwrap_or(Path::new(""));
+    Ok(std::fs::canonicalize(existing).map_err(ArchiveError::io("resolve", existing))?.join(rest))
+}

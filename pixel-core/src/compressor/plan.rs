@@ -1,0 +1,220 @@
+//! What will be done with each tensor of a checkpoint, and how many bytes that will take, to the byte.
+
+use crate::archive::error::ArchiveError;
+use crate::archive::reader::{safetensors_dtype, stream_name};
+use crate::archive::shard_writer::{TensorPlan, data_start, header, in_file_order};
+use crate::archive::{Checkpoint, FloatType, MANIFEST_KEY, Manifest, PackedEntry, TensorInfo};
+use crate::codec::StreamSpec;
+use crate::matrix::Shape;
+use crate::packed::spec_streams;
+use crate::recipe::{CompiledRecipe, Decision, KeepReason};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The plan for a checkpoint.
+#[derive(Debug)]
+pub struct Plan {
+    items: Vec<PlanItem>,
+    shards: Vec<ShardPlan>,
+}
+
+/// The plan for one tensor.
+#[derive(Debug, Clone)]
+pub struct PlanItem {
+    /// The tensor.
+    pub name: String,
+    /// The index of its shard.
+    pub shard: usize,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Bytes in the source.
+    pub source_bytes: u64,
+    /// Bytes in the archive, headers apart.
+    pub stored_bytes: u64,
+    /// What is done with it.
+    pub decision: Decision,
+}
+
+impl PlanItem {
+    /// The number of values.
+    pub fn num_weights(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64
+    }
+}
+
+/// The layout of one file of the archive.
+#[derive(Debug, Clone)]
+pub(super) struct ShardPlan {
+    pub(super) file_name: String,
+    pub(super) tensors: Vec<(TensorPlan, usize)>,
+    /// Bytes that the header may take.
+    pub(super) header_len: usize,
+    /// `__metadata__` of the source.
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+impl ShardPlan {
+    fn num_bytes(&self) -> u64 {
+        let data: usize = self.tensors.iter().map(|(tensor, _)| tensor.num_bytes()).sum();
+        (data_start(self.header_len) + data) as u64
+    }
+}
+
+impl Plan {
+    /// Decides on every tensor of `checkpoint`.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] if the checkpoint is an archive already, a rule asks for a codec that cannot be built, or a
+    /// stored name would be taken twice.
+    pub fn new(checkpoint: &Checkpoint, recipe: &CompiledRecipe) -> Result<Self, ArchiveError> {
+        if let Some(shard) = checkpoint.shards().iter().find(|shard| shard.metadata.contains_key(MANIFEST_KEY)) {
+            return Err(ArchiveError::AlreadyAnArchive { path: shard.path.clone() });
+        }
+        let items = checkpoint.tensors().iter().map(|(name, info)| plan_item(name, info, recipe));
+        let items = items.collect::<Result<Vec<_>, _>>()?;
+        let shards = checkpoint.shards().iter().enumerate().map(|(index, shard)| {
+            let items: Vec<&PlanItem> = items.iter().filter(|item| item.shard == index).collect();
+            plan_shard(checkpoint, &shard.file_name, shard.metadata.clone(), &items)
+        });
+        let shards = shards.collect::<Result<Vec<_>, _>>()?;
+        let mut names = BTreeSet::new();
+        for (shard, plan) in checkpoint.shards().iter().zip(&shards) {
+            if let Some((tensor, _)) = plan.tensors.iter().find(|(tensor, _)| !names.insert(tensor.name.clone())) {
+                let message = format!("tensor \"{}\" has the name of a part of a packed weight", tensor.name);
+                return Err(ArchiveError::Manifest { path: shard.path.clone(), message });
+            }
+        }
+        Ok(Self { items, shards })
+    }
+
+    /// The tensors in the order of their names.
+    pub fn items(&self) -> &[PlanItem] {
+        &self.items
+    }
+
+    pub(super) fn shards(&self) -> &[ShardPlan] {
+        &self.shards
+    }
+
+    /// Bytes of the archive's weight files, headers and all.
+    pub fn stored_bytes(&self) -> u64 {
+        self.shards.iter().map(ShardPlan::num_bytes).sum()
+    }
+
+    /// An upper estimate of the memory in bytes that compressing takes beyond the mapped input, with `threads` workers:
+    /// for each, one f32 copy of a tensor, its codes, two column blocks and the codec's tables.
+    pub fn peak_memory(&self, threads: usize) -> u64 {
+        let mut costs: Vec<u64> = self
+            .items
+            .iter()
+            .map(|item| match &item.decision {
+                Decision::Keep(_) => 0,
+                Decision::Compress { codec, .. } => {
+                    let width = match (codec.build(), Shape::try_from([item.shape[0], item.shape[1]])) {
+                        (Ok(codec), Ok(shape)) => codec.block_width(shape),
+                        _ => 0,
+                    };
+                    4 * item.num_weights() + item.stored_bytes + 8 * (item.shape[0] * width) as u64 + TABLE_BYTES
+                }
+            })
+            .collect();
+        costs.sort_unstable_by(|a, b| b.cmp(a));
+        costs.into_iter().take(threads).sum()
+    }
+}
+
+/// An upper bound of what the search of a codec holds beside the weight.
+const TABLE_BYTES: u64 = 16 << 20;
+
+/// The streams of a packed tensor, as tensors of a safetensors file.
+pub(super) fn stream_plans(name: &str, streams: &[StreamSpec]) -> Vec<TensorPlan> {
+    let plan = |stream: &StreamSpec| TensorPlan {
+        name: stream_name(name, stream),
+        dtype: safetensors_dtype(stream.dtype),
+        shape: stream.shape.clone(),
+    };
+    streams.iter().map(plan).collect()
+}
+
+fn plan_item(name: &str, info: &TensorInfo, recipe: &CompiledRecipe) -> Result<PlanItem, ArchiveError> {
+    let decision = recipe.decide(name, &info.shape, FloatType::of(info.dtype).is_some())?;
+    // More weights than any codec takes: nothing that a real checkpoint holds.
+    let shape = info.shape.first().zip(info.shape.get(1)).and_then(|(&m, &n)| Shape::new(m, n).ok());
+    let (decision, stored_bytes) = match (decision, shape) {
+        (Decision::Compress { codec, rotation }, Some(shape)) => {
+            let bytes = spec_streams(&codec, shape)?.iter().map(|stream| stream.num_bytes() as u64).sum();
+            (Decision::Compress { codec, rotation }, bytes)
+        }
+        (Decision::Compress { .. }, None) => (Decision::Keep(KeepReason::NotAMatrix), info.num_bytes()),
+        (keep, _) => (keep, info.num_bytes()),
+    };
+    Ok(PlanItem {
+        name: name.to_owned(),
+        shard: info.shard,
+        shape: info.shape.clone(),
+        source_bytes: info.num_bytes(),
+        stored_bytes,
+        decision,
+    })
+}
+
+fn plan_shard(
+    checkpoint: &Checkpoint,
+    file_name: &str,
+    metadata: BTreeMap<String, String>,
+    items: &[&PlanItem],
+) -> Result<ShardPlan, ArchiveError> {
+    let mut tensors = Vec::new();
+    let mut widest = Manifest::new();
+    for item in items {
+        let info = checkpoint.info(&item.name)?;
+        match &item.decision {
+            Decision::Keep(_) => {
+                tensors.push(TensorPlan { name: item.name.clone(), dtype: info.dtype, shape: info.shape.clone() });
+                widest.kept.insert(item.name.clone(), "0".repeat(64));
+            }
+            Decision::Compress { codec, rotation } => {
+                let (shape, dtype) = matrix_of(checkpoint, item)?;
+                tensors.extend(stream_plans(&item.name, &spec_streams(codec, shape)?));
+                let entry = PackedEntry {
+                    shape,
+                    dtype,
+                    codec: codec.clone(),
+                    rotation: *rotation,
+                    // The values of the longest text that these fields can have.
+                    exponent: -126,
+                    relative_mse: 2.225_073_858_507_201_4e-308,
+                    source_blake3: "0".repeat(64),
+                    stored_blake3: "0".repeat(64),
+                };
+                widest.tensors.insert(item.name.clone(), entry);
+            }
+        }
+    }
+    let tensors = in_file_order(tensors);
+    let header_len = header(&tensors, &with_manifest(&metadata, &widest)).len();
+    Ok(ShardPlan { file_name: file_name.to_owned(), tensors, header_len, metadata })
+}
+
+/// The shape and the float type of a tensor that is compressed.
+pub(super) fn matrix_of(checkpoint: &Checkpoint, item: &PlanItem) -> Result<(Shape, FloatType), ArchiveError> {
+    let info = checkpoint.info(&item.name)?;
+    let not_float = || ArchiveError::NotFloat {
+        path: checkpoint.path_of(info).to_owned(),
+        tensor: item.name.clone(),
+        dtype: info.dtype.to_string(),
+    };
+    let weight_error = |source: crate::error::ShapeError| ArchiveError::Weight {
+        path: checkpoint.path_of(info).to_owned(),
+        tensor: item.name.clone(),
+        source: source.into(),
+    };
+    let float = FloatType::of(info.dtype).ok_or_else(not_float)?;
+    Ok((Shape::new(info.shape[0], info.shape[1]).map_err(weight_error)?, float))
+}
+
+/// `__metadata__` of a shard of the archive.
+pub(super) fn with_manifest(metadata: &BTreeMap<String, String>, manifest: &Manifest) -> BTreeMap<String, String> {
+    let mut metadata = metadata.clone();
+    metadata.extend(manifest.to_metadata());
+    metadata
+}

@@ -1,0 +1,153 @@
+//! What a run has done, with sizes in bytes really written.
+
+use super::plan::PlanItem;
+use crate::metrics::{ErrorSums, bits_per_weight};
+use crate::recipe::{Decision, KeepReason};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The outcome for one tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TensorReport {
+    /// The tensor.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// The codec as text, if it was compressed.
+    pub codec: Option<String>,
+    /// Why it was not.
+    pub kept: Option<KeepReason>,
+    /// Bytes in the source.
+    pub source_bytes: u64,
+    /// Bytes stored, headers apart.
+    pub stored_bytes: u64,
+    /// Relative mean squared error; absent for a tensor stored as it was.
+    pub relative_mse: Option<f64>,
+    /// Power and error, for sums over tensors.
+    #[serde(skip)]
+    pub sums: ErrorSums,
+}
+
+impl TensorReport {
+    pub(super) fn new(item: &PlanItem, error: Option<ErrorSums>) -> Self {
+        let (codec, kept) = match &item.decision {
+            Decision::Keep(reason) => (None, Some(*reason)),
+            Decision::Compress { codec, .. } => (Some(codec.to_string()), None),
+        };
+        Self {
+            name: item.name.clone(),
+            shape: item.shape.clone(),
+            codec,
+            kept,
+            source_bytes: item.source_bytes,
+            stored_bytes: item.stored_bytes,
+            relative_mse: error.map(|error| error.relative_mse()),
+            sums: error.unwrap_or_default(),
+        }
+    }
+
+    /// The number of values.
+    pub fn num_weights(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64
+    }
+
+    /// Bits stored per value.
+    pub fn bits_per_weight(&self) -> f64 {
+        bits_per_weight(self.stored_bytes, self.num_weights())
+    }
+}
+
+/// The outcome for the tensors that were treated the same way.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GroupReport {
+    /// The codec as text, or "as it was".
+    pub treatment: String,
+    /// How many tensors.
+    pub tensors: usize,
+    /// How many values.
+    pub weights: u64,
+    /// Bytes stored, headers apart.
+    pub stored_bytes: u64,
+    /// Power and error.
+    #[serde(skip)]
+    pub sums: ErrorSums,
+}
+
+impl GroupReport {
+    /// Bits stored per value.
+    pub fn bits_per_weight(&self) -> f64 {
+        bits_per_weight(self.stored_bytes, self.weights)
+    }
+}
+
+/// The outcome for a model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CompressionReport {
+    /// The tensors in the order of their names.
+    pub tensors: Vec<TensorReport>,
+    /// Bytes of the weight files, headers and all.
+    pub weight_file_bytes: u64,
+    /// Bytes of the files copied along and of the index.
+    pub side_file_bytes: u64,
+    /// Files of the source that were not copied because they hold weights in another form.
+    pub left_out: Vec<PathBuf>,
+}
+
+impl CompressionReport {
+    /// Bytes of all tensors in the source, headers apart.
+    pub fn source_bytes(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.source_bytes).sum()
+    }
+
+    /// Weights that were compressed.
+    pub fn num_compressed(&self) -> u64 {
+        self.compressed().map(TensorReport::num_weights).sum()
+    }
+
+    /// Bits per weight over the weights that were compressed, everything stored for them counted but the header.
+    pub fn compressed_bits_per_weight(&self) -> f64 {
+        bits_per_weight(self.compressed().map(|tensor| tensor.stored_bytes).sum(), self.num_compressed())
+    }
+
+    /// Bits per value over all tensors and the header.
+    pub fn total_bits_per_weight(&self) -> f64 {
+        bits_per_weight(self.weight_file_bytes, self.tensors.iter().map(TensorReport::num_weights).sum())
+    }
+
+    /// The tensors summed up by codec, those stored as they were last.
+    pub fn groups(&self) -> Vec<GroupReport> {
+        let mut groups: BTreeMap<(bool, &str), GroupReport> = BTreeMap::new();
+        for tensor in &self.tensors {
+            let treatment = tensor.codec.as_deref().unwrap_or("as it was");
+            let group = groups.entry((tensor.codec.is_none(), treatment)).or_insert_with(|| GroupReport {
+                treatment: treatment.to_owned(),
+                tensors: 0,
+                weights: 0,
+                stored_bytes: 0,
+                sums: ErrorSums::default(),
+            });
+            group.tensors += 1;
+            group.weights += tensor.num_weights();
+            group.stored_bytes += tensor.stored_bytes;
+            group.sums += tensor.sums;
+        }
+        groups.into_values().collect()
+    }
+
+    /// Relative mean squared error over all weights that were compressed, `Σ error / Σ power`.
+    pub fn relative_mse(&self) -> f64 {
+        let mut sums = ErrorSums::default();
+        self.compressed().for_each(|tensor| sums += tensor.sums);
+        sums.relative_mse()
+    }
+
+    /// Source bytes over stored bytes, weight files only.
+    pub fn compression_ratio(&self) -> f64 {
+        self.source_bytes() as f64 / self.weight_file_bytes as f64
+    }
+
+    fn compressed(&self) -> impl Iterator<Item = &TensorReport> {
+        self.tensors.iter().filter(|tensor| tensor.codec.is_some())
+    }
+}

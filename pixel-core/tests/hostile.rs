@@ -1,0 +1,77 @@
+//! Damaged archives: every truncation and every single-bit flip gives an error or a valid weight, never a panic.
+
+use pixel_core::archive::{Archive, Checkpoint};
+use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint};
+use pixel_core::recipe::Recipe;
+use safetensors::tensor::{Dtype, TensorView};
+use std::path::Path;
+
+/// An archive of one small weight for each codec, and one kept tensor.
+fn small_archive(dir: &Path) -> Vec<u8> {
+    let weights: Vec<u8> = (0..16 * 24u32).flat_map(|i| ((i * 97 % 61) as f32 / 30.0 - 1.0).to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::F32, vec![16, 24], &weights).unwrap();
+    let bias = TensorView::new(Dtype::F32, vec![24], &weights[..96]).unwrap();
+    let tensors = [("trellis", &view), ("additive", &view), ("matching", &view), ("uniform", &view), ("bias", &bias)];
+    let source = dir.join("source.safetensors");
+    safetensors::serialize_to_file(tensors, None, &source).unwrap();
+    let rule = |codec: &str| format!("[[rule]]\nmatch = '{codec}'\ncodec = '{codec}'\nbits = 2\n");
+    let recipe: String = ["trellis", "additive", "matching", "uniform"].map(rule).concat();
+    let recipe = Recipe::from_toml(&recipe).unwrap().compile().unwrap();
+    let checkpoint = Checkpoint::open(&source).unwrap();
+    let plan = Plan::new(&checkpoint, &recipe).unwrap();
+    let output = dir.join("archive.safetensors");
+    compress_checkpoint(&checkpoint, &plan, &output, RunOptions::default(), &()).unwrap();
+    std::fs::read(output).unwrap()
+}
+
+/// Reads everything that can be read. Returns whether all of it could.
+fn read_all(path: &Path) -> bool {
+    let Ok(archive) = Archive::open(path) else { return false };
+    let mut complete = true;
+    for name in archive.entries().keys() {
+        match archive.packed(name) {
+            Ok(packed) => assert!(packed.synthesize().as_slice().iter().all(|w| w.is_finite()), "{name}"),
+            Err(_) => complete = false,
+        }
+    }
+    for name in archive.kept().keys() {
+        complete &= archive.kept_bytes(name).is_ok();
+    }
+    complete
+}
+
+#[test]
+fn every_truncation_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = small_archive(dir.path());
+    let path = dir.path().join("damaged.safetensors");
+    for len in 0..bytes.len() {
+        std::fs::write(&path, &bytes[..len]).unwrap();
+        assert!(Archive::open(&path).is_err(), "{len} of {} bytes were accepted", bytes.len());
+    }
+    std::fs::write(&path, [&bytes[..], &[0]].concat()).unwrap();
+    assert!(Archive::open(&path).is_err(), "a trailing byte was accepted");
+}
+
+#[test]
+fn every_bit_flip_is_an_error_or_leaves_valid_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = small_archive(dir.path());
+    let path = dir.path().join("damaged.safetensors");
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(read_all(&path));
+    let mut accepted = Vec::new();
+    for bit in 0..bytes.len() * 8 {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&path, &bytes).unwrap();
+        if read_all(&path) {
+            accepted.push(bit / 8);
+        }
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    // Manifest, codes and kept tensors are all hashed. What is left is the header's own JSON, where a flip can turn a
+    // space of the padding into another, or change what nothing reads.
+    let header_end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    assert!(accepted.iter().all(|&byte| byte < header_end), "a flip of the data went unnoticed: {accepted:?}");
+    assert!(accepted.len() < 64, "{} flips of the header went unnoticed: {accepted:?}", accepted.len());
+}

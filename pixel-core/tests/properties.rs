@@ -1,0 +1,104 @@
+//! Properties that hold for every codec, rate and shape.
+
+use pixel_core::codec::{FAMILIES, Stream};
+use pixel_core::metrics::relative_error;
+use pixel_core::packed::StreamBytes;
+use pixel_core::synthesis::reference;
+use pixel_core::{CodecSpec, MatrixRef, PackedWeight, Shape, compress_weight};
+use proptest::prelude::*;
+
+/// Weights in −1 … 1 from an integer hash.
+fn weights(len: usize, seed: u32) -> Vec<f32> {
+    let hash = |i: u32| (i.wrapping_mul(0x9E37_79B9) ^ seed).wrapping_mul(0x85EB_CA6B) >> 8;
+    (0..len as u32).map(|i| hash(i) as f32 / 8_388_608.0 - 1.0).collect()
+}
+
+/// A codec at one of its rates, quick to search.
+fn spec(family: usize, rate: usize) -> CodecSpec {
+    let family = FAMILIES[family];
+    let spec = CodecSpec::new(family.name(), family.rates()[rate % family.rates().len()]);
+    if family.name() == "trellis" { spec.with_option("window", 9) } else { spec }
+}
+
+fn streams(packed: &PackedWeight) -> Vec<Stream> {
+    let own = |bytes: StreamBytes<'_>| match bytes {
+        StreamBytes::Words(words) => Stream::U32(words.to_vec()),
+        StreamBytes::Halves(halves) => Stream::F16(halves.to_vec()),
+    };
+    packed.streams().map(|(_, bytes)| own(bytes)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn synthesis_is_the_definition(
+        rows in 1usize..45, cols in 1usize..45, family in 0usize..4, rate in 0usize..7,
+        rotation in prop::option::of(any::<u64>()), seed in any::<u32>()
+    ) {
+        let data = weights(rows * cols, seed);
+        let weight = MatrixRef::new(Shape::new(rows, cols).unwrap(), &data).unwrap();
+        let spec = spec(family, rate);
+        let (packed, _) = compress_weight(weight, &spec, rotation).unwrap();
+        let error = relative_error(reference::synthesize(&packed).as_slice(), packed.synthesize().as_slice());
+        // f32 sums over a row of n against f64: a few ε·√n.
+        prop_assert!(error <= 4.0 * f64::from(f32::EPSILON) * (cols as f64).sqrt(), "{spec}: {error:e}");
+    }
+
+    #[test]
+    fn bits_per_weight_counts_every_stored_byte(
+        rows in 1usize..80, cols in 1usize..80, family in 0usize..4, rate in 0usize..7
+    ) {
+        let data = weights(rows * cols, 1);
+        let weight = MatrixRef::new(Shape::new(rows, cols).unwrap(), &data).unwrap();
+        let (packed, _) = compress_weight(weight, &spec(family, rate), None).unwrap();
+        let stored: usize = packed.streams().map(|(_, bytes)| bytes.to_le_bytes().len()).sum();
+        prop_assert_eq!(packed.num_bytes(), stored);
+        prop_assert_eq!(packed.bits_per_weight(), stored as f64 * 8.0 / (rows * cols) as f64);
+    }
+
+    #[test]
+    fn unpacking_what_was_packed_gives_the_same_weight(
+        rows in 1usize..40, cols in 1usize..40, family in 0usize..4, rate in 0usize..7, seed in any::<u32>()
+    ) {
+        let data = weights(rows * cols, seed);
+        let weight = MatrixRef::new(Shape::new(rows, cols).unwrap(), &data).unwrap();
+        let (packed, _) = compress_weight(weight, &spec(family, rate), Some(2)).unwrap();
+        let again = PackedWeight::new(packed.header().clone(), streams(&packed)).unwrap();
+        prop_assert_eq!(again.synthesize(), packed.synthesize());
+    }
+
+    #[test]
+    fn streams_that_do_not_fit_are_refused(
+        rows in 1usize..40, cols in 1usize..40, family in 0usize..4, rate in 0usize..7, drop in 0usize..4
+    ) {
+        let data = weights(rows * cols, 3);
+        let weight = MatrixRef::new(Shape::new(rows, cols).unwrap(), &data).unwrap();
+        let (packed, _) = compress_weight(weight, &spec(family, rate), None).unwrap();
+        let mut streams = streams(&packed);
+        let drop = drop % streams.len();
+        match &mut streams[drop] {
+            Stream::U32(words) => { words.pop(); }
+            Stream::F16(halves) => { halves.pop(); }
+        }
+        prop_assert!(PackedWeight::new(packed.header().clone(), streams.clone()).is_err());
+        streams.remove(drop);
+        prop_assert!(PackedWeight::new(packed.header().clone(), streams).is_err());
+    }
+}
+
+#[test]
+fn more_bits_mean_less_error() {
+    let data: Vec<f32> = weights(64 * 256, 9);
+    let weight = MatrixRef::new(Shape::new(64, 256).unwrap(), &data).unwrap();
+    for family in FAMILIES {
+        let errors: Vec<f64> = (0..family.rates().len())
+            .map(|rate| {
+                let spec = CodecSpec::new(family.name(), family.rates()[rate]);
+                let spec = if family.name() == "trellis" { spec.with_option("window", 10) } else { spec };
+                compress_weight(weight, &spec, Some(1)).unwrap().1.relative_mse()
+            })
+            .collect();
+        assert!(errors.windows(2).all(|pair| pair[1] < pair[0]), "{}: {errors:?}", family.name());
+    }
+}
