@@ -1,0 +1,260 @@
+//! `pixel compress`.
+
+use crate::output::{self, table};
+use crate::progress::Bar;
+use anyhow::{Context, Result, bail};
+use pixel_core::CodecSpec;
+use pixel_core::archive::Checkpoint;
+use pixel_core::compressor::{CompressionReport, Plan, RunOptions, Sample, compress_checkpoint, sample_errors};
+use pixel_core::metrics::ErrorSums;
+use pixel_core::recipe::{Decision, Recipe, Rule, Treatment};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Tensors that a dry run takes rows from.
+const DRY_RUN_SAMPLES: usize = 12;
+
+/// Compress a safetensors checkpoint
+///
+/// IN is a safetensors file or a Hugging Face directory, sharded or not. By default the matrices of layers are coded by
+/// the trellis at 2 bits, embeddings and output heads by the uniform codec at 8 bits, and everything else (vectors,
+/// convolutions, integers, matrices under 4096 weights) is stored as it is. Options of the command line override the
+/// recipe.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The checkpoint: a .safetensors file or a directory
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The archive: a directory, or a file if it ends in .safetensors
+    #[arg(value_name = "OUT", required_unless_present_any = ["dry_run", "print_recipe"])]
+    output: Option<PathBuf>,
+    /// Bits per weight of layers, scales apart; `pixel codecs` lists the rates
+    #[arg(long, short)]
+    bits: Option<f64>,
+    /// Codec of layers: trellis, additive, matching or uniform
+    #[arg(long, short)]
+    codec: Option<String>,
+    /// Option of the layers' codec, such as window=12; may be repeated
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    option: Vec<String>,
+    /// Embeddings and output heads: CODEC:BITS, "same" as the layers, or "keep"
+    #[arg(long, value_name = "HOW")]
+    embeddings: Option<String>,
+    /// Rotate before coding: auto (as the codec prefers), always, never
+    #[arg(long, value_enum, default_value_t = Rotate::Auto)]
+    rotate: Rotate,
+    /// A recipe in TOML: treatments and an ordered list of regular expressions
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// Compress only tensors whose name matches; may be repeated
+    #[arg(long, value_name = "REGEX")]
+    include: Vec<String>,
+    /// Store tensors whose name matches as they are; may be repeated
+    #[arg(long, value_name = "REGEX")]
+    exclude: Vec<String>,
+    /// Seed of the rotations
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Workers, each with one tensor at a time; 0 for one a processor
+    #[arg(long, short, default_value_t = 0)]
+    threads: usize,
+    /// Write nothing: print the exact size, the peak memory, and the error of sampled rows
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the recipe that results from file and options, and stop
+    #[arg(long)]
+    print_recipe: bool,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    overwrite: bool,
+    /// Print a JSON report instead of text
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but errors
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Rotate {
+    Auto,
+    Always,
+    Never,
+}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let recipe = self.recipe()?;
+        if self.print_recipe {
+            print!("{}", recipe.to_toml());
+            return Ok(ExitCode::SUCCESS);
+        }
+        let checkpoint = Checkpoint::open(&self.input)?;
+        let plan = Plan::new(&checkpoint, &recipe.compile()?)?;
+        if plan.items().iter().all(|item| matches!(item.decision, Decision::Keep(_))) {
+            bail!("{}: no tensor would be compressed; see --include, --exclude and the recipe", self.input.display());
+        }
+        match (self.dry_run, &self.output) {
+            (true, _) => self.print_dry_run(&checkpoint, &plan, &sample_errors(&checkpoint, &plan, DRY_RUN_SAMPLES)?),
+            (false, Some(output)) => {
+                let bar = Bar::new(plan.items().iter().map(|item| item.num_weights()).sum(), self.quiet || self.json)?;
+                let options = RunOptions { threads: self.threads, overwrite: self.overwrite };
+                let report = compress_checkpoint(&checkpoint, &plan, output, options, &bar)?;
+                bar.finish();
+                self.print_report(&report)?;
+            }
+            (false, None) => bail!("OUT is missing"),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The recipe file, if there is one, with the options of the command line laid over it.
+    fn recipe(&self) -> Result<Recipe> {
+        let mut recipe = match &self.recipe {
+            None => Recipe::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                Recipe::from_toml(&text).with_context(|| path.display().to_string())?
+            }
+        };
+        if let Some(codec) = &self.codec {
+            if recipe.layers.codec.as_ref() != Some(codec) {
+                recipe.layers.options = None;
+            }
+            recipe.layers.codec = Some(codec.clone());
+        }
+        recipe.layers.bits = self.bits.or(recipe.layers.bits);
+        for option in &self.option {
+            let (name, value) =
+                option.split_once('=').with_context(|| format!("--option {option}: expected NAME=VALUE"))?;
+            let value = value.parse().with_context(|| format!("--option {option}: {value} is not a whole number"))?;
+            recipe.layers.options.get_or_insert_default().insert(name.to_owned(), value);
+        }
+        recipe.layers.rotate = match self.rotate {
+            Rotate::Auto => recipe.layers.rotate,
+            Rotate::Always => Some(true),
+            Rotate::Never => Some(false),
+        };
+        match self.embeddings.as_deref() {
+            None => {}
+            Some("keep") => recipe.embeddings = Treatment { keep: Some(true), ..Default::default() },
+            Some("same") => recipe.embeddings = recipe.layers.clone(),
+            Some(spec) => {
+                let CodecSpec { codec, bits, options } = spec.parse().context("--embeddings")?;
+                let options = Some(options).filter(|options| !options.is_empty());
+                recipe.embeddings = Treatment { codec: Some(codec), bits: Some(bits), options, ..Default::default() };
+            }
+        }
+        recipe.seed = self.seed.unwrap_or(recipe.seed);
+        if !self.include.is_empty() {
+            recipe.layers.keep = Some(true);
+            recipe.embeddings.keep = Some(true);
+            recipe.rules.extend(self.include.iter().map(|pattern| keep_rule(pattern, false)));
+        }
+        recipe.rules.splice(0..0, self.exclude.iter().map(|pattern| keep_rule(pattern, true)));
+        Ok(recipe)
+    }
+
+    fn print_dry_run(&self, checkpoint: &Checkpoint, plan: &Plan, samples: &[Sample]) {
+        let source: u64 = plan.items().iter().map(|item| item.source_bytes).sum();
+        let threads = match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        if self.json {
+            let samples: Vec<_> = samples
+                .iter()
+                .map(|s| json!({ "tensor": s.name, "codec": s.codec, "rows": s.rows, "relative_mse": s.error.relative_mse() }))
+                .collect();
+            let report = json!({
+                "source_bytes": source,
+                "weight_file_bytes": plan.stored_bytes(),
+                "peak_memory_bytes": plan.peak_memory(threads),
+                "threads": threads,
+                "samples": samples,
+            });
+            println!("{report:#}");
+            return;
+        }
+        println!("{}: {} tensors in {} file(s)", self.input.display(), plan.items().len(), checkpoint.shards().len());
+        let mut groups: BTreeMap<String, (usize, u64, u64)> = BTreeMap::new();
+        for item in plan.items() {
+            let key = match &item.decision {
+                Decision::Keep(reason) => format!("kept ({reason})"),
+                Decision::Compress { codec, .. } => codec.to_string(),
+            };
+            let group = groups.entry(key).or_default();
+            *group = (group.0 + 1, group.1 + item.num_weights(), group.2 + item.stored_bytes);
+        }
+        let mut sizes = table(&["treatment", "tensors", "weights", "bytes", "bits per weight"], 1);
+        for (treatment, (tensors, weights, bytes)) in groups {
+            let bits = format!("{:.3}", bytes as f64 * 8.0 / weights as f64);
+            sizes.add_row([treatment, tensors.to_string(), weights.to_string(), bytes.to_string(), bits]);
+        }
+        println!("{sizes}");
+        let mut errors = table(&["sampled tensor", "codec", "rows", "relative MSE"], 2);
+        let mut by_codec: BTreeMap<&str, ErrorSums> = BTreeMap::new();
+        for s in samples {
+            let rows = s.rows.to_string();
+            errors.add_row([s.name.as_str(), &s.codec, &rows, &output::error(s.error.relative_mse())]);
+            *by_codec.entry(&s.codec).or_default() += s.error;
+        }
+        println!("{errors}");
+        for (codec, error) in by_codec {
+            println!("{codec}: relative MSE {} over the samples", output::error(error.relative_mse()));
+        }
+        println!("weight files: {} -> {}", output::bytes(source), output::bytes(plan.stored_bytes()));
+        println!(
+            "peak memory beyond the mapped input, {threads} worker(s): at most {}",
+            output::bytes(plan.peak_memory(threads))
+        );
+        println!("dry run: nothing was written");
+    }
+
+    fn print_report(&self, report: &CompressionReport) -> Result<()> {
+        if self.json {
+            let summary = json!({
+                "source_bytes": report.source_bytes(),
+                "compression_ratio": report.compression_ratio(),
+                "compressed_bits_per_weight": report.compressed_bits_per_weight(),
+                "total_bits_per_weight": report.total_bits_per_weight(),
+                "relative_mse": report.relative_mse(),
+                "report": serde_json::to_value(report)?,
+            });
+            println!("{summary:#}");
+        } else if !self.quiet {
+            let mut groups = table(&["treatment", "tensors", "weights", "bytes", "bits/weight", "relative MSE"], 1);
+            for group in report.groups() {
+                groups.add_row([
+                    group.treatment.clone(),
+                    group.tensors.to_string(),
+                    group.weights.to_string(),
+                    group.stored_bytes.to_string(),
+                    format!("{:.4}", group.bits_per_weight()),
+                    output::error(group.sums.relative_mse()),
+                ]);
+            }
+            println!("{groups}");
+            let (from, to) = (report.source_bytes(), report.weight_file_bytes);
+            println!(
+                "weight files  {} -> {}, {:.2}×",
+                output::bytes(from),
+                output::bytes(to),
+                report.compression_ratio()
+            );
+            if report.side_file_bytes > 0 {
+                println!("other files   {}", output::bytes(report.side_file_bytes));
+            }
+            for file in &report.left_out {
+                println!("not copied    {} (weights in another form)", file.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn keep_rule(pattern: &str, keep: bool) -> Rule {
+    Rule { pattern: pattern.to_owned(), treatment: Treatment { keep: Some(keep), ..Default::default() } }
+}

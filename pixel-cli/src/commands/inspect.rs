@@ -1,0 +1,153 @@
+//! `pixel inspect`.
+
+use crate::output::{self, table};
+use anyhow::{Context, Result};
+use pixel_core::archive::{Archive, Checkpoint, MANIFEST_KEY};
+use pixel_core::metrics::bits_per_weight;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// List what an archive holds, to the byte
+///
+/// A plain checkpoint is listed too, without codecs and errors.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The archive
+    #[arg(value_name = "ARCHIVE")]
+    input: PathBuf,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// One line of the table.
+#[derive(Debug, Serialize)]
+struct Line {
+    shape: Vec<usize>,
+    dtype: String,
+    codec: Option<String>,
+    rotated: Option<bool>,
+    bytes: u64,
+    bits_per_weight: f64,
+    relative_mse: Option<f64>,
+}
+
+/// Everything on disk, part by part.
+#[derive(Debug, Serialize)]
+struct Listing {
+    tensors: BTreeMap<String, Line>,
+    header_bytes: u64,
+    other_file_bytes: u64,
+    total_bytes: u64,
+}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let checkpoint = Checkpoint::open(&self.input)?;
+        let header_bytes = checkpoint.shards().iter().map(|shard| shard.header_bytes).sum();
+        let total_bytes = size_of(&self.input)?;
+        let is_archive = checkpoint.shards().iter().any(|shard| shard.metadata.contains_key(MANIFEST_KEY));
+        let tensors =
+            if is_archive { archive_lines(&Archive::from_checkpoint(checkpoint)?) } else { dense_lines(&checkpoint) };
+        let tensor_bytes: u64 = tensors.values().map(|line| line.bytes).sum();
+        let other_file_bytes = total_bytes - header_bytes - tensor_bytes;
+        let listing = Listing { tensors, header_bytes, other_file_bytes, total_bytes };
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&listing)?)
+        } else {
+            listing.print()
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn archive_lines(archive: &Archive) -> BTreeMap<String, Line> {
+    let mut lines = dense_lines(archive.checkpoint());
+    lines.retain(|name, _| archive.kept().contains_key(name));
+    lines.extend(archive.entries().iter().map(|(name, entry)| {
+        let manifest = entry.manifest();
+        let line = Line {
+            shape: <[usize; 2]>::from(manifest.shape).to_vec(),
+            dtype: manifest.dtype.dtype().to_string(),
+            codec: Some(manifest.codec.to_string()),
+            rotated: Some(manifest.rotation.is_some()),
+            bytes: entry.num_bytes(),
+            bits_per_weight: bits_per_weight(entry.num_bytes(), manifest.shape.num_weights() as u64),
+            relative_mse: Some(manifest.relative_mse),
+        };
+        (name.clone(), line)
+    }));
+    lines
+}
+
+fn dense_lines(checkpoint: &Checkpoint) -> BTreeMap<String, Line> {
+    let line = |(name, info): (&String, &pixel_core::archive::TensorInfo)| {
+        let line = Line {
+            shape: info.shape.clone(),
+            dtype: info.dtype.to_string(),
+            codec: None,
+            rotated: None,
+            bytes: info.num_bytes(),
+            bits_per_weight: bits_per_weight(info.num_bytes(), info.shape.iter().product::<usize>() as u64),
+            relative_mse: None,
+        };
+        (name.clone(), line)
+    };
+    checkpoint.tensors().iter().map(line).collect()
+}
+
+impl Listing {
+    fn print(&self) {
+        let mut table = table(&["tensor", "dtype", "codec", "shape", "bytes", "bits/weight", "relative MSE"], 3);
+        for (name, line) in &self.tensors {
+            let codec = match (&line.codec, line.rotated) {
+                (Some(codec), Some(true)) => format!("{codec}, rotated"),
+                (Some(codec), _) => codec.clone(),
+                (None, _) => "as it was".into(),
+            };
+            table.add_row([
+                name.clone(),
+                line.dtype.clone(),
+                codec,
+                output::shape(&line.shape),
+                line.bytes.to_string(),
+                format!("{:.4}", line.bits_per_weight),
+                line.relative_mse.map_or("-".into(), output::error),
+            ]);
+        }
+        println!("{table}");
+        let mut groups: BTreeMap<(bool, &str), (usize, u64, u64)> = BTreeMap::new();
+        for line in self.tensors.values() {
+            let treatment = line.codec.as_deref().unwrap_or("as it was");
+            let group = groups.entry((line.codec.is_none(), treatment)).or_default();
+            let weights = line.shape.iter().product::<usize>() as u64;
+            *group = (group.0 + 1, group.1 + weights, group.2 + line.bytes);
+        }
+        for ((_, treatment), (tensors, weights, bytes)) in groups {
+            let bits = bits_per_weight(bytes, weights);
+            println!(
+                "{treatment:<20} {}, {tensors} tensors, {weights} weights, {bits:.4} bits/weight",
+                output::bytes(bytes)
+            );
+        }
+        println!("{:<20} {}", "headers", output::bytes(self.header_bytes));
+        println!("{:<20} {}", "other files", output::bytes(self.other_file_bytes));
+        println!("{:<20} {}", "total", output::bytes(self.total_bytes));
+    }
+}
+
+/// Bytes of a file, or of all files under a directory.
+fn size_of(path: &Path) -> Result<u64> {
+    let context = || format!("cannot read {}", path.display());
+    let metadata = std::fs::metadata(path).with_context(context)?;
+    if !metadata.is_dir() {
+        return Ok(metadata.len());
+    }
+    let mut total = 0;
+    for entry in std::fs::read_dir(path).with_context(context)? {
+        total += size_of(&entry.with_context(context)?.path())?;
+    }
+    Ok(total)
+}

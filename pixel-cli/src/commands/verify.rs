@@ -1,0 +1,114 @@
+//! `pixel verify`.
+
+use crate::output;
+use anyhow::Result;
+use pixel_core::archive::{Archive, Model};
+use pixel_core::metrics::ErrorSums;
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A measured error may exceed the recorded one by this factor: the record is summed in another order, before the
+/// weights are rotated back and rounded to their type.
+const RECORD_TOLERANCE: f64 = 1.01;
+/// And by this much, for errors near the rounding of f32.
+const RECORD_SLACK: f64 = 1e-9;
+
+/// Check an archive: hashes, and with --against every weight
+///
+/// Exit status 1 if anything differs or an error exceeds the threshold.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The archive
+    #[arg(value_name = "ARCHIVE")]
+    input: PathBuf,
+    /// The checkpoint that it was made from: decode every tensor and compare
+    #[arg(long, value_name = "SOURCE")]
+    against: Option<PathBuf>,
+    /// Fail if a packed tensor's relative mean squared error is larger
+    #[arg(long, value_name = "ERROR")]
+    max_relative_mse: Option<f64>,
+    /// Print JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let archive = Archive::open(&self.input)?;
+        let source = self.against.as_deref().map(Model::open).transpose()?;
+        let mut failures = Vec::new();
+        let mut sums = ErrorSums::default();
+        for (name, entry) in archive.entries() {
+            match self.check_packed(&archive, name, source.as_ref()) {
+                Ok(error) => {
+                    sums += error.unwrap_or_default();
+                    let relative = error.map_or(entry.manifest().relative_mse, |error| error.relative_mse());
+                    failures.extend(self.judge(name, entry.manifest().relative_mse, relative));
+                }
+                Err(error) => failures.push(format!("{error:#}")),
+            }
+        }
+        for name in archive.kept().keys() {
+            failures.extend(check_kept(&archive, name, source.as_ref()).err().map(|error| format!("{error:#}")));
+        }
+        if let Some(source) = &source {
+            let known = |name: &String| archive.entries().contains_key(name) || archive.kept().contains_key(name);
+            let missing = source.tensors().into_keys().filter(|name| !known(name));
+            failures.extend(missing.map(|name| format!("tensor \"{name}\" of the source is not in the archive")));
+        }
+        self.print(&archive, source.is_some().then_some(sums), &failures);
+        Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Reads a packed weight and, if there is a source, measures its error.
+    fn check_packed(&self, archive: &Archive, name: &str, source: Option<&Model>) -> Result<Option<ErrorSums>> {
+        let packed = archive.packed(name)?;
+        let Some(source) = source else { return Ok(None) };
+        let original = source.to_f32(name)?;
+        anyhow::ensure!(
+            original.len() == packed.shape().num_weights(),
+            "tensor \"{name}\": {} weights in the archive, {} in the source",
+            packed.shape(),
+            original.len()
+        );
+        Ok(Some(ErrorSums::between(&original, packed.synthesize().as_slice())))
+    }
+
+    /// What is wrong with an error, measured or recorded.
+    fn judge(&self, name: &str, recorded: f64, found: f64) -> Option<String> {
+        if found > recorded * RECORD_TOLERANCE + RECORD_SLACK {
+            return Some(format!("tensor \"{name}\": relative MSE {found:.3e}, the archive records {recorded:.3e}"));
+        }
+        let limit = self.max_relative_mse.filter(|&limit| found > limit)?;
+        Some(format!("tensor \"{name}\": relative MSE {found:.3e} exceeds {limit:.3e}"))
+    }
+
+    fn print(&self, archive: &Archive, sums: Option<ErrorSums>, failures: &[String]) {
+        let (packed, kept) = (archive.entries().len(), archive.kept().len());
+        let relative_mse = sums.map(|sums| sums.relative_mse());
+        if self.json {
+            let report = json!({
+                "packed": packed, "kept": kept, "relative_mse": relative_mse, "ok": failures.is_empty(), "failures": failures,
+            });
+            println!("{report:#}");
+            return;
+        }
+        failures.iter().for_each(|failure| println!("FAILED {failure}"));
+        let verdict = if failures.is_empty() { "ok" } else { "FAILED" };
+        print!("{verdict}: {packed} packed and {kept} kept tensors read, hashes checked");
+        match relative_mse {
+            Some(error) => println!(", compared to the source: relative MSE {}", output::error(error)),
+            None => println!(),
+        }
+    }
+}
+
+fn check_kept(archive: &Archive, name: &str, source: Option<&Model>) -> Result<()> {
+    let (_, bytes) = archive.kept_bytes(name)?;
+    if let Some(source) = source {
+        let same = source.bytes(name)? == Some(bytes);
+        anyhow::ensure!(same, "tensor \"{name}\" was kept, but differs from the source");
+    }
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! `pixel`: shrinks a checkpoint, says honestly by how much, and gets it back.
+//!
+//! Exit status: 0 for success, 1 if a comparison found a difference or a threshold was passed, 2 for an error.
+
+mod commands;
+mod output;
+mod progress;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Compresses neural-network checkpoints: weights as indices into patterns plus scales.
+#[derive(Debug, Parser)]
+#[command(name = "pixel", version, propagate_version = true)]
+#[command(after_help = "Exit status: 0 success, 1 a difference or a threshold passed, 2 an error.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Compress(commands::compress::Args),
+    Decompress(commands::decompress::Args),
+    Inspect(commands::inspect::Args),
+    Verify(commands::verify::Args),
+    Diff(commands::diff::Args),
+    /// List the codecs with their rates and options
+    Codecs,
+    /// Print a shell completion script
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Compress(args) => args.run(),
+        Command::Decompress(args) => args.run(),
+        Command::Inspect(args) => args.run(),
+        Command::Verify(args) => args.run(),
+        Command::Diff(args) => args.run(),
+        Command::Codecs => commands::codecs::run(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "pixel", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,50 @@
+//! Progress on a terminal, silence elsewhere; Ctrl-C stops at the next tensor and leaves nothing behind.
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pixel_core::compressor::Progress;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A bar over weights, with throughput and time left.
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Bar {
+    /// A bar for `weights` values; it draws only on a terminal and unless `quiet`.
+    pub(crate) fn new(weights: u64, quiet: bool) -> Result<Self> {
+        let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(weights), target);
+        let style = "{bar:32} {percent:>3} % {human_pos}/{human_len} weights, {per_sec}, {eta} left  {wide_msg}";
+        bar.set_style(ProgressStyle::with_template(style)?);
+        bar.enable_steady_tick(std::time::Duration::from_millis(200));
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&cancelled);
+        let on_signal = move || {
+            if flag.swap(true, Ordering::Relaxed) {
+                // The second signal: the user does not want to wait for the tensors under way.
+                std::process::exit(130);
+            }
+        };
+        ctrlc::set_handler(on_signal).context("cannot listen for Ctrl-C")?;
+        Ok(Self { bar, cancelled })
+    }
+
+    /// Removes the bar.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Progress for Bar {
+    fn tensor_done(&self, name: &str, weights: u64) {
+        self.bar.set_message(name.to_owned());
+        self.bar.inc(weights);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}

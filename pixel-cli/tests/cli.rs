@@ -1,0 +1,292 @@
+//! The binary as a user runs it.
+
+use assert_cmd::Command;
+use predicates::str::contains;
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A small checkpoint directory: two layers, an embedding, a bias, an integer tensor, a config.
+fn checkpoint(dir: &Path) -> PathBuf {
+    let root = dir.join("model");
+    std::fs::create_dir_all(root.join("sub")).unwrap();
+    std::fs::write(root.join("config.json"), "{}").unwrap();
+    std::fs::write(root.join("sub/notes.txt"), "kept").unwrap();
+    std::fs::write(root.join("pytorch_model.bin"), "the same weights again").unwrap();
+    save(&root.join("model.safetensors"), &tensors());
+    root
+}
+
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+fn floats(len: usize, seed: u32) -> Vec<f32> {
+    let hash = |i: u32| (i.wrapping_mul(0x9E37_79B9) ^ seed).wrapping_mul(0x85EB_CA6B) >> 8;
+    (0..len as u32).map(|i| hash(i) as f32 / 8_388_608.0 - 1.0).collect()
+}
+
+fn f32_tensor(shape: &[usize], seed: u32) -> (Dtype, Vec<usize>, Vec<u8>) {
+    let bytes = floats(shape.iter().product(), seed).iter().flat_map(|w| w.to_le_bytes()).collect();
+    (Dtype::F32, shape.to_vec(), bytes)
+}
+
+fn tensors() -> Tensors {
+    Tensors::from([
+        ("layers.0.q_proj.weight".into(), f32_tensor(&[64, 96], 1)),
+        ("layers.1.q_proj.weight".into(), f32_tensor(&[64, 96], 2)),
+        ("layers.1.q_proj.bias".into(), f32_tensor(&[64], 3)),
+        ("embed_tokens.weight".into(), f32_tensor(&[80, 64], 4)),
+        ("position_ids".into(), (Dtype::I64, vec![1, 4], vec![7; 32])),
+    ])
+}
+
+fn save(path: &Path, tensors: &Tensors) {
+    let views = tensors
+        .iter()
+        .map(|(name, (dtype, shape, bytes))| (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    safetensors::serialize_to_file(views, Some([("format".into(), "pt".into())].into()), path).unwrap();
+}
+
+fn pixel(args: &[&str], dir: &Path) -> assert_cmd::assert::Assert {
+    Command::cargo_bin("pixel").unwrap().current_dir(dir).args(args).assert()
+}
+
+/// `compress` with a small window, which is quick.
+fn compress(dir: &Path, input: &str, output: &str, more: &[&str]) -> assert_cmd::assert::Assert {
+    pixel(&[&["compress", input, output, "--option", "window=10"], more].concat(), dir)
+}
+
+fn size(path: &Path) -> u64 {
+    if path.is_file() {
+        return path.metadata().unwrap().len();
+    }
+    std::fs::read_dir(path).unwrap().map(|entry| size(&entry.unwrap().path())).sum()
+}
+
+fn json(assert: assert_cmd::assert::Assert) -> serde_json::Value {
+    serde_json::from_slice(&assert.get_output().stdout).unwrap()
+}
+
+/// Everything in the directory but `names`: no run may leave anything else behind.
+fn leftovers(dir: &Path, names: &[&str]) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    entries.filter(|name| !names.contains(&name.as_str())).collect()
+}
+
+#[test]
+fn a_checkpoint_is_compressed_verified_and_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    compress(dir.path(), "model", "small", &["--bits", "4"]).success().stdout(contains("trellis:4:window=10"));
+    let small = dir.path().join("small");
+    assert!(small.join("config.json").exists() && small.join("sub/notes.txt").exists());
+    assert!(!small.join("pytorch_model.bin").exists());
+    pixel(&["verify", "small"], dir.path()).success().stdout(contains("ok: 3 packed and 2 kept"));
+    pixel(&["verify", "small", "--against", "model"], dir.path()).success();
+    pixel(&["verify", "small", "--against", "model", "--max-relative-mse", "1e-4"], dir.path())
+        .code(1)
+        .stdout(contains("layers.0.q_proj.weight").and(contains("exceeds")));
+    pixel(&["decompress", "small", "dense", "--dtype", "bf16"], dir.path()).success();
+    let bytes = std::fs::read(dir.path().join("dense/model.safetensors")).unwrap();
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    assert_eq!(metadata.info("layers.0.q_proj.weight").unwrap().dtype, Dtype::BF16);
+    assert_eq!(metadata.info("position_ids").unwrap().dtype, Dtype::I64);
+    assert_eq!(metadata.metadata().as_ref().unwrap().len(), 1, "only the source's own metadata is left");
+    pixel(&["diff", "model", "dense"], dir.path()).code(1).stdout(contains("1 tensors are equal"));
+    pixel(&["diff", "small", "small"], dir.path()).success().stdout(contains("5 tensors are equal"));
+}
+
+#[test]
+fn the_parts_that_inspect_lists_add_up_to_the_files() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    for (output, more) in
+        [("a", &["--codec", "uniform", "--bits", "3"][..]), ("b.safetensors", &["--codec", "additive"])]
+    {
+        pixel(&[&["compress", "model", output], more].concat(), dir.path()).success();
+        let listing = json(pixel(&["inspect", output, "--json"], dir.path()).success());
+        let tensors = listing["tensors"].as_object().unwrap();
+        let sum: u64 = tensors.values().map(|line| line["bytes"].as_u64().unwrap()).sum();
+        let rest = listing["header_bytes"].as_u64().unwrap() + listing["other_file_bytes"].as_u64().unwrap();
+        assert_eq!(sum + rest, size(&dir.path().join(output)));
+        assert_eq!(tensors.len(), 5);
+    }
+}
+
+#[test]
+fn a_dry_run_writes_nothing_and_tells_the_exact_size() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    let planned =
+        json(pixel(&["compress", "model", "--dry-run", "--json", "--option", "window=10"], dir.path()).success());
+    assert!(leftovers(dir.path(), &["model"]).is_empty());
+    assert!(!planned["samples"].as_array().unwrap().is_empty());
+    let done = json(compress(dir.path(), "model", "small", &["--json"]).success());
+    assert_eq!(planned["weight_file_bytes"], done["report"]["weight_file_bytes"]);
+    assert_eq!(planned["weight_file_bytes"], size(&dir.path().join("small/model.safetensors")));
+}
+
+#[test]
+fn threads_do_not_change_a_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    for codec in ["trellis", "additive", "matching", "uniform"] {
+        let read = |threads: &str| {
+            let output = format!("{codec}-{threads}.safetensors");
+            let args = ["compress", "model", &output, "--codec", codec, "--bits", "2", "--threads", threads];
+            pixel(&args, dir.path()).success();
+            std::fs::read(dir.path().join(output)).unwrap()
+        };
+        assert_eq!(read("1"), read("2"), "{codec}");
+    }
+}
+
+#[test]
+fn shards_stay_shards() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = sharded(dir.path());
+    compress(dir.path(), "sharded", "small", &[]).success();
+    pixel(&["verify", "small", "--against", "sharded"], dir.path()).success();
+    pixel(&["decompress", "small", "dense"], dir.path()).success();
+    for file in ["a.safetensors", "b.safetensors", "model.safetensors.index.json"] {
+        assert!(dir.path().join("dense").join(file).exists(), "{file}");
+    }
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("dense/model.safetensors.index.json")).unwrap()).unwrap();
+    assert_eq!(index["weight_map"]["layers.0.q_proj.weight"], "a.safetensors");
+
+    std::fs::write(root.join("model.safetensors.index.json"), index_text(&["layers.9.weight"])).unwrap();
+    compress(dir.path(), "sharded", "bad", &[]).code(2).stderr(contains("\"layers.9.weight\" is missing"));
+    std::fs::remove_file(root.join("b.safetensors")).unwrap();
+    compress(dir.path(), "sharded", "bad", &[]).code(2).stderr(contains("b.safetensors"));
+    assert!(leftovers(dir.path(), &["sharded", "small", "dense"]).is_empty());
+}
+
+fn index_text(extra: &[&str]) -> String {
+    let mut map: BTreeMap<&str, &str> =
+        [("layers.0.q_proj.weight", "a.safetensors"), ("layers.1.q_proj.weight", "b.safetensors")].into();
+    map.extend(extra.iter().map(|name| (*name, "a.safetensors")));
+    serde_json::json!({ "metadata": { "total_size": 0 }, "weight_map": map }).to_string()
+}
+
+fn sharded(dir: &Path) -> PathBuf {
+    let root = dir.join("sharded");
+    std::fs::create_dir_all(&root).unwrap();
+    for (file, tensor) in [("a.safetensors", "layers.0.q_proj.weight"), ("b.safetensors", "layers.1.q_proj.weight")] {
+        save(&root.join(file), &tensors().into_iter().filter(|(name, _)| name == tensor).collect());
+    }
+    std::fs::write(root.join("model.safetensors.index.json"), index_text(&[])).unwrap();
+    root
+}
+
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tensors = tensors();
+    for (value, text) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
+        let weight = tensors.get_mut("layers.1.q_proj.weight").unwrap();
+        weight.2[4 * (96 + 5)..][..4].copy_from_slice(&value.to_le_bytes());
+        save(&dir.path().join("bad.safetensors"), &tensors);
+        compress(dir.path(), "bad.safetensors", "out", &[]).code(2).stderr(
+            contains("bad.safetensors: tensor \"layers.1.q_proj.weight\": the weight at row 1, column 5 is")
+                .and(contains(text)),
+        );
+    }
+    assert!(leftovers(dir.path(), &["bad.safetensors"]).is_empty());
+}
+
+/// A safetensors file with `header` and `data` zero bytes.
+fn raw(path: &Path, header: &str, data: usize) {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.resize(bytes.len() + data, 0);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn files_that_are_no_safetensors_are_refused_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bad.safetensors");
+    let refused = |message: &str| {
+        compress(dir.path(), "bad.safetensors", "out", &[])
+            .code(2)
+            .stderr(contains("bad.safetensors").and(contains(message)));
+        assert!(leftovers(dir.path(), &["bad.safetensors"]).is_empty());
+    };
+    std::fs::write(&file, "").unwrap();
+    refused("not a valid safetensors file");
+    std::fs::write(&file, "hello, this is some text").unwrap();
+    refused("not a valid safetensors file");
+    raw(&file, r#"{"w":{"dtype":"F9","shape":[2],"data_offsets":[0,8]}}"#, 8);
+    refused("tensor \"w\" has unknown dtype \"F9\"");
+    raw(
+        &file,
+        r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
+        12,
+    );
+    refused("tensor \"b\" at bytes 4..12 overlaps");
+    raw(&file, r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 4);
+    refused("the file does not");
+    raw(&file, r#"{"a":{"dtype":"F32","shape":[0,4],"data_offsets":[0,0]}}"#, 0);
+    refused("no tensor would be compressed");
+}
+
+#[test]
+fn outputs_that_would_do_harm_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    compress(dir.path(), "model", "model/out", &[]).code(2).stderr(contains("overlap"));
+    compress(dir.path(), "model", "model", &["--overwrite"]).code(2).stderr(contains("overlap"));
+    compress(dir.path(), "model/model.safetensors", "model", &["--overwrite"]).code(2).stderr(contains("overlap"));
+    compress(dir.path(), "nowhere", "out", &[]).code(2).stderr(contains("cannot open nowhere"));
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    compress(dir.path(), "empty", "out", &[]).code(2).stderr(contains("holds neither"));
+    compress(dir.path(), "model", "empty", &[]).code(2).stderr(contains("exists already"));
+    compress(dir.path(), "model", "empty", &["--overwrite"]).success();
+    compress(dir.path(), "empty", "again", &[]).code(2).stderr(contains("already a PIXEL archive"));
+    pixel(&["inspect", "model"], dir.path()).success();
+    pixel(&["verify", "model"], dir.path()).code(2).stderr(contains("not a PIXEL archive"));
+    assert!(leftovers(dir.path(), &["model", "empty"]).is_empty());
+}
+
+#[test]
+fn a_damaged_archive_is_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    compress(dir.path(), "model", "small.safetensors", &[]).success();
+    let path = dir.path().join("small.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    pixel(&["verify", "small.safetensors"], dir.path()).code(1).stdout(contains("is damaged: BLAKE3"));
+    pixel(&["decompress", "small.safetensors", "dense"], dir.path()).code(2).stderr(contains("is damaged"));
+    assert!(leftovers(dir.path(), &["model", "small.safetensors"]).is_empty());
+}
+
+#[test]
+fn recipes_choose_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    std::fs::write(
+        dir.path().join("recipe.toml"),
+        "[default]\ncodec = 'uniform'\nbits = 3\n[embeddings]\nkeep = true\n[[rule]]\nmatch = 'layers\\.0'\nbits = 4\n",
+    )
+    .unwrap();
+    pixel(&["compress", "model", "a", "--recipe", "recipe.toml"], dir.path()).success();
+    let codec = |listing: &serde_json::Value, name: &str| listing["tensors"][name]["codec"].as_str().map(str::to_owned);
+    let a = json(pixel(&["inspect", "a", "--json"], dir.path()).success());
+    assert_eq!(codec(&a, "layers.0.q_proj.weight").unwrap(), "uniform:4");
+    assert_eq!(codec(&a, "layers.1.q_proj.weight").unwrap(), "uniform:3");
+    assert_eq!(codec(&a, "embed_tokens.weight"), None);
+    let args = ["--codec", "uniform", "--include", "layers", "--exclude", r"layers\.1", "--bits", "2"];
+    pixel(&[&["compress", "model", "b"], &args[..]].concat(), dir.path()).success();
+    let b = json(pixel(&["inspect", "b", "--json"], dir.path()).success());
+    assert_eq!(codec(&b, "layers.0.q_proj.weight").unwrap(), "uniform:2");
+    assert_eq!(codec(&b, "layers.1.q_proj.weight"), None);
+    assert_eq!(codec(&b, "embed_tokens.weight"), None);
+    pixel(&["compress", "model", "c", "--recipe", "missing.toml"], dir.path()).code(2).stderr(contains("missing.toml"));
+    pixel(&["compress", "model", "c", "--bits", "7"], dir.path()).code(2).stderr(contains("no rate of 7 bits"));
+    pixel(&["compress", "model", "c", "--include", "("], dir.path()).code(2).stderr(contains("expression '('"));
+}
+
+use predicates::prelude::PredicateBooleanExt;
