@@ -1,0 +1,24 @@
+//! Encoding: weights per second on one thread, every codec at 2 bits and the trellis at every rate.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use pixel_bench::gaussian;
+use pixel_core::{CodecSpec, compress_weight};
+
+fn encode(c: &mut Criterion) {
+    let weight = gaussian(64, 1024, 1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    let mut group = c.benchmark_group("encode");
+    group.throughput(Throughput::Elements(weight.shape().num_weights() as u64)).sample_size(10);
+    let specs = ["uniform:2", "additive:2", "matching:2", "trellis:2:window=16"].map(str::to_owned);
+    let trellis = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0].map(|bits| format!("trellis:{bits}:window=12"));
+    for text in specs.iter().chain(&trellis) {
+        let spec: CodecSpec = text.parse().expect("a codec");
+        group.bench_function(BenchmarkId::from_parameter(text), |b| {
+            b.iter(|| pool.install(|| compress_weight(weight.as_ref(), &spec, None)).expect("a finite weight"));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, encode);
+criterion_main!(benches);
