@@ -1,6 +1,6 @@
 //! From packed form back to a dense weight.
 //!
-//! [`reference`] holds the definition, entry by entry; here is what runs: band by band, every band decoded by its codec,
+//! [`mod@reference`] holds the definition, entry by entry; here is what runs: band by band, every band decoded by its codec,
 //! scaled, and rotated back row by row.
 
 pub mod reference;
