@@ -35,6 +35,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // A reader that stops early, such as `head`, is no error.
+    sigpipe::reset();
     let result = match Cli::parse().command {
         Command::Compress(args) => args.run(),
         Command::Decompress(args) => args.run(),

@@ -1,6 +1,7 @@
 //! The binary as a user runs it.
 
 use assert_cmd::Command;
+use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
@@ -289,4 +290,49 @@ fn recipes_choose_by_name() {
     pixel(&["compress", "model", "c", "--include", "("], dir.path()).code(2).stderr(contains("expression '('"));
 }
 
-use predicates::prelude::PredicateBooleanExt;
+#[test]
+fn another_source_is_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    compress(dir.path(), "model", "small", &[]).success();
+    let mut other = tensors();
+    other.get_mut("layers.0.q_proj.weight").unwrap().2[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    save(&dir.path().join("other.safetensors"), &other);
+    pixel(&["verify", "small", "--against", "other.safetensors"], dir.path())
+        .code(1)
+        .stdout(contains("\"layers.0.q_proj.weight\": the source is not the one that was compressed"));
+}
+
+#[test]
+fn shards_do_not_become_one_file_and_paths_do_not_hide() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    sharded(dir.path());
+    compress(dir.path(), "sharded", "one.safetensors", &[]).code(2).stderr(contains("has 2 shards: name a directory"));
+    compress(dir.path(), "model", "nowhere/../model/out", &[]).code(2).stderr(contains("\"..\" after a directory"));
+    compress(dir.path(), "model", "dots/.", &[]).success();
+    compress(dir.path(), "model", "many", &["--threads", "1000000"]).success();
+    assert!(leftovers(dir.path(), &["model", "sharded", "dots", "many"]).is_empty());
+}
+
+#[test]
+fn weights_at_the_end_of_the_range_stay_finite() {
+    let dir = tempfile::tempdir().unwrap();
+    let extreme: Vec<u8> = floats(64 * 96, 1).iter().flat_map(|w| (w.signum() * f32::MAX).to_le_bytes()).collect();
+    let wide: Vec<u8> = [1e300f64, 1.0].iter().flat_map(|w| w.to_le_bytes()).collect();
+    let tensors = Tensors::from([("a.weight".into(), (Dtype::F32, vec![64, 96], extreme))]);
+    save(&dir.path().join("extreme.safetensors"), &tensors);
+    compress(dir.path(), "extreme.safetensors", "small.safetensors", &[]).success();
+    for dtype in ["f32", "bf16", "f16"] {
+        let output = format!("{dtype}.safetensors");
+        pixel(&["decompress", "small.safetensors", &output, "--dtype", dtype], dir.path()).success();
+        let model = pixel_core::archive::Model::open(&dir.path().join(output)).unwrap();
+        assert!(model.to_f32("a.weight").unwrap().iter().all(|w| w.is_finite()), "{dtype}");
+    }
+    let kept = [("b".to_owned(), (Dtype::F64, vec![2], wide)), ("a.weight".into(), f32_tensor(&[64, 96], 1))];
+    save(&dir.path().join("wide.safetensors"), &kept.into());
+    compress(dir.path(), "wide.safetensors", "wide-small.safetensors", &[]).success();
+    pixel(&["decompress", "wide-small.safetensors", "dense", "--dtype", "f32"], dir.path())
+        .code(2)
+        .stderr(contains("tensor \"b\" holds inf, which F32 cannot"));
+}

@@ -19,6 +19,8 @@ pub struct Conditioned {
     /// The factor taken out of each row, `[d_output]`; empty under [`RowScaling::None`]. A row too small for F16 beside
     /// the largest row has scale 0 and reads as zeros.
     pub row_scales: Vec<f16>,
+    /// `Σ w²` of the rows whose scale is 0, in units of `2^exponent`.
+    pub lost_power: f64,
     /// The rotation, if there was one.
     pub rotation: Option<Rotation>,
 }
@@ -40,13 +42,15 @@ pub fn condition(
     if let Some(rotation) = &rotation {
         rotation.rotate(&mut weight);
     }
+    let mut lost_power = 0.0;
     let row_scales = match scaling {
         RowScaling::None => Vec::new(),
         RowScaling::RootMeanSquare(factor) => {
-            weight.as_mut_slice().chunks_exact_mut(shape.d_input()).map(|row| normalize_row(row, factor)).collect()
+            let rows = weight.as_mut_slice().chunks_exact_mut(shape.d_input());
+            rows.map(|row| normalize_row(row, factor, &mut lost_power)).collect()
         }
     };
-    Ok(Conditioned { weight, exponent, row_scales, rotation })
+    Ok(Conditioned { weight, exponent, row_scales, lost_power, rotation })
 }
 
 fn check_finite(weight: MatrixRef<'_>) -> Result<(), WeightError> {
@@ -80,9 +84,13 @@ fn root_mean_square(row: &[f32]) -> f64 {
     (row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / row.len() as f64).sqrt()
 }
 
-/// Divides `row` by its scale, which it returns.
-fn normalize_row(row: &mut [f32], factor: f32) -> f16 {
-    let scale = f16::from_f64(root_mean_square(row) * f64::from(factor));
+/// Divides `row` by its scale, which it returns; adds the power of a row that is lost to `lost_power`.
+fn normalize_row(row: &mut [f32], factor: f32, lost_power: &mut f64) -> f16 {
+    let root_mean_square = root_mean_square(row);
+    let scale = f16::from_f64(root_mean_square * f64::from(factor));
+    if scale == f16::ZERO {
+        *lost_power += root_mean_square * root_mean_square * row.len() as f64;
+    }
     let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
     row.iter_mut().for_each(|x| *x *= inverse);
     scale
@@ -111,6 +119,14 @@ mod tests {
         let c = conditioned(2, vec![0.0, 0.0, 1.0, 1.0]);
         assert_eq!(c.row_scales[0], f16::ZERO);
         assert_eq!(c.weight.as_slice(), [0.0, 0.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn the_power_of_a_row_too_small_for_its_scale_is_told() {
+        let tiny = 2f32.powi(-40);
+        let c = conditioned(2, vec![tiny, tiny, 1.0, 1.0]);
+        assert_eq!(c.row_scales[0], f16::ZERO);
+        assert_eq!(c.lost_power, 2.0 * f64::from(tiny) * f64::from(tiny));
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub fn compress_owned(
     let conditioned = condition(weight, codec.row_scaling(), rotation)?;
     let (codes, mut fits) = encode(&conditioned, &*codec);
     let mut streams = codes.streams;
-    let mut sums = ErrorSums::default();
+    let mut sums = ErrorSums { power: conditioned.lost_power, error: conditioned.lost_power };
     if conditioned.row_scales.is_empty() {
         fits.iter().for_each(|fit| sums += fit.sums(1.0, 1.0));
     } else {

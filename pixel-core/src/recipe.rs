@@ -60,13 +60,43 @@ pub struct Treatment {
 
 /// One rule: tensors whose name matches are treated otherwise.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "RuleFields", into = "RuleFields")]
 pub struct Rule {
     /// A regular expression, found anywhere in the tensor's name.
-    #[serde(rename = "match")]
     pub pattern: String,
     /// What changes.
-    #[serde(flatten)]
     pub treatment: Treatment,
+}
+
+/// A [`Rule`] as it is written: expression and treatment side by side. (Flattening would let unknown fields pass.)
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleFields {
+    #[serde(rename = "match")]
+    pattern: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keep: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    codec: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bits: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    options: Option<BTreeMap<String, u32>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rotate: Option<bool>,
+}
+
+impl From<RuleFields> for Rule {
+    fn from(RuleFields { pattern, keep, codec, bits, options, rotate }: RuleFields) -> Self {
+        Self { pattern, treatment: Treatment { keep, codec, bits, options, rotate } }
+    }
+}
+
+impl From<Rule> for RuleFields {
+    fn from(Rule { pattern, treatment }: Rule) -> Self {
+        let Treatment { keep, codec, bits, options, rotate } = treatment;
+        Self { pattern, keep, codec, bits, options, rotate }
+    }
 }
 
 /// Which tensor gets which codec.
@@ -191,8 +221,15 @@ impl Recipe {
         let recipe = &compiled.recipe;
         for class in [&recipe.layers, &recipe.embeddings] {
             compiled.decision(class, None)?;
-            // A rule that only changes, say, bits may suit one class alone; a name that meets the other is refused when
-            // it is decided on.
+        }
+        for (i, rule) in recipe.rules.iter().enumerate() {
+            // A rule that only changes, say, bits may suit one class alone; a name of the other is refused when it is
+            // decided on.
+            let of_embeddings = compiled.decision(&recipe.embeddings, Some(&rule.treatment));
+            if let (Err(error), Err(_)) = (compiled.decision(&recipe.layers, Some(&rule.treatment)), of_embeddings) {
+                let what = format!("rule {}, match '{}'", i + 1, rule.pattern);
+                return Err(ConfigError::Parse { what, message: error.to_string() });
+            }
         }
         Ok(compiled)
     }
@@ -313,6 +350,10 @@ mod tests {
         let error = |toml: &str| Recipe::from_toml(toml).and_then(Recipe::compile).map(|_| ()).unwrap_err().to_string();
         assert!(error("[default]\nbits = 2\nbit = 3").contains("unknown field `bit`"));
         assert!(error("[[rule]]\nmatch = '('\nkeep = true").contains("rule 1, expression '('"));
+        assert!(error("[[rule]]\nmatch = 'x'\nbit = 3").contains("unknown field `bit`"));
+        assert!(
+            error("[[rule]]\nmatch = 'x'\nbits = 3.3").contains("rule 1, match 'x': codec trellis has no rate of 3.3")
+        );
         assert!(error("[default]\ncodec = 'uniform'\nbits = 7").contains("no rate of 7"));
     }
 

@@ -14,6 +14,7 @@
 //! Hartley transform* (1983) for `R`.
 
 use crate::matrix::Matrix;
+use crate::trigonometry::cas_turns;
 use rustfft::{Fft, FftPlannerScalar, num_complex::Complex};
 use std::sync::Arc;
 
@@ -192,10 +193,7 @@ pub fn reference_entry(n: usize, seed: u64, i: usize, j: usize) -> f64 {
 
 /// `R/√m`, row-major.
 fn hartley(m: usize) -> Vec<f32> {
-    let entry = |j: usize, k: usize| {
-        let angle = std::f64::consts::TAU * (j * k % m) as f64 / m as f64;
-        ((angle.cos() + angle.sin()) / (m as f64).sqrt()) as f32
-    };
+    let entry = |j: usize, k: usize| (cas_turns((j * k % m) as u64, m as u64) / (m as f64).sqrt()) as f32;
     (0..m * m).map(|i| entry(i / m, i % m)).collect()
 }
 

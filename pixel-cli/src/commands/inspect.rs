@@ -52,7 +52,7 @@ impl Args {
         let tensors =
             if is_archive { archive_lines(&Archive::from_checkpoint(checkpoint)?) } else { dense_lines(&checkpoint) };
         let tensor_bytes: u64 = tensors.values().map(|line| line.bytes).sum();
-        let other_file_bytes = total_bytes - header_bytes - tensor_bytes;
+        let other_file_bytes = total_bytes.saturating_sub(header_bytes + tensor_bytes);
         let listing = Listing { tensors, header_bytes, other_file_bytes, total_bytes };
         if self.json {
             println!("{}", serde_json::to_string_pretty(&listing)?)

@@ -65,6 +65,13 @@ impl Args {
     fn check_packed(&self, archive: &Archive, name: &str, source: Option<&Model>) -> Result<Option<ErrorSums>> {
         let packed = archive.packed(name)?;
         let Some(source) = source else { return Ok(None) };
+        if let Some(bytes) = source.bytes(name)? {
+            let expected = &archive.entries()[name].manifest().source_blake3;
+            anyhow::ensure!(
+                pixel_core::archive::blake3_hex(bytes) == *expected,
+                "tensor \"{name}\": the source is not the one that was compressed (its BLAKE3 is not {expected})"
+            );
+        }
         let original = source.to_f32(name)?;
         anyhow::ensure!(
             original.len() == packed.shape().num_weights(),
@@ -77,10 +84,11 @@ impl Args {
 
     /// What is wrong with an error, measured or recorded.
     fn judge(&self, name: &str, recorded: f64, found: f64) -> Option<String> {
-        if found > recorded * RECORD_TOLERANCE + RECORD_SLACK {
+        // Also where the error is NaN: the source is then not the one that was compressed.
+        if !(found <= recorded * RECORD_TOLERANCE + RECORD_SLACK) {
             return Some(format!("tensor \"{name}\": relative MSE {found:.3e}, the archive records {recorded:.3e}"));
         }
-        let limit = self.max_relative_mse.filter(|&limit| found > limit)?;
+        let limit = self.max_relative_mse.filter(|&limit| !(found <= limit))?;
         Some(format!("tensor \"{name}\": relative MSE {found:.3e} exceeds {limit:.3e}"))
     }
 

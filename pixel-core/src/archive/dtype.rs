@@ -48,6 +48,15 @@ impl FloatType {
         }
     }
 
+    /// The largest finite number, or that of f32 where it is smaller: weights are f32 on the way.
+    pub const fn max(self) -> f32 {
+        match self {
+            Self::F64 | Self::F32 => f32::MAX,
+            Self::F16 => f16::MAX.to_f32_const(),
+            Self::BF16 => bf16::MAX.to_f32_const(),
+        }
+    }
+
     /// Reads little-endian numbers into `out`.
     ///
     /// # Panics

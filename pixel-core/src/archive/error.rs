@@ -4,11 +4,13 @@ use crate::error::{ConfigError, FormatError, WeightError};
 use std::path::{Path, PathBuf};
 
 /// A file that cannot be read or written.
+///
+/// Causes are the error's `source`, not part of its text: print the chain.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArchiveError {
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
@@ -74,7 +76,7 @@ pub enum ArchiveError {
         dtype: String,
     },
     /// A weight cannot be compressed.
-    #[error("{}: tensor \"{tensor}\": {source}", path.display())]
+    #[error("{}: tensor \"{tensor}\"", path.display())]
     Weight {
         /// The file.
         path: PathBuf,
@@ -114,7 +116,7 @@ pub enum ArchiveError {
         message: String,
     },
     /// A stored weight does not decode.
-    #[error("{}: tensor \"{tensor}\": {source}", path.display())]
+    #[error("{}: tensor \"{tensor}\"", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -144,6 +146,22 @@ pub enum ArchiveError {
         /// The output.
         path: PathBuf,
     },
+    /// The output is one file, the checkpoint several.
+    #[error("{} is one file, but the checkpoint has {shards} shards: name a directory", path.display())]
+    OutputIsFile {
+        /// The output.
+        path: PathBuf,
+        /// The shards of the checkpoint.
+        shards: usize,
+    },
+    /// The tensor asks for a codec that cannot be built.
+    #[error("tensor \"{tensor}\"")]
+    Tensor {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: ConfigError,
+    },
     /// The output would be written into the input, or the other way round.
     #[error("the output {} and the input {} overlap", output.display(), input.display())]
     Overlap {
@@ -153,14 +171,16 @@ pub enum ArchiveError {
         input: PathBuf,
     },
     /// A weight lies beyond the range of the type asked for.
-    #[error("{}: tensor \"{tensor}\" holds {value}, which F16 cannot; ask for bf16 or f32", path.display())]
+    #[error("{}: tensor \"{tensor}\" holds {value}, which {dtype} cannot; ask for a wider type", path.display())]
     Overflow {
         /// The file that was to be written.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// The weight.
+        /// The weight, as f32.
         value: f32,
+        /// The type.
+        dtype: String,
     },
     /// The caller asked to stop.
     #[error("cancelled; nothing was written under {}", path.display())]

@@ -12,6 +12,11 @@ pub(crate) mod reader;
 pub(crate) mod shard_writer;
 pub(crate) mod staging;
 
+/// BLAKE3 of `bytes` as 64 hexadecimal digits, the form in which manifests hold hashes.
+pub fn blake3_hex(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
 pub use checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE, Shard, TensorInfo};
 pub use dtype::FloatType;
 pub use error::ArchiveError;

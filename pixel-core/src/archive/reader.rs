@@ -7,7 +7,7 @@ use crate::codec::{Stream, StreamSpec, StreamType};
 use crate::packed::{PackedHeader, PackedWeight, spec_streams};
 use half::f16;
 use safetensors::Dtype;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// An archive: a checkpoint some of whose weights are packed.
@@ -81,36 +81,33 @@ impl Archive {
     /// [`ArchiveError`]; see [`open`](Self::open).
     pub fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self, ArchiveError> {
         let mut archive = Self { entries: BTreeMap::new(), kept: BTreeMap::new(), checkpoint };
-        let mut accounted = 0;
+        let mut accounted = BTreeSet::new();
         for (shard, file) in archive.checkpoint.shards().iter().enumerate() {
             let manifest = Manifest::read(&file.path, &file.metadata)?;
             for (name, entry) in manifest.tensors {
                 let streams = check_entry(&archive.checkpoint, shard, &name, &entry)?;
-                accounted += streams.len();
+                for stream in &streams {
+                    account(&mut accounted, &file.path, stream_name(&name, stream))?;
+                }
                 archive.entries.insert(name, Entry { manifest: entry, streams, shard });
             }
             for (name, hash) in manifest.kept {
                 find(&archive.checkpoint, shard, &name)?;
-                accounted += 1;
+                account(&mut accounted, &file.path, name.clone())?;
                 archive.kept.insert(name, hash);
             }
         }
-        // Names are unique, so equal numbers mean that nothing is stored beside what the manifests list.
-        if accounted != archive.checkpoint.tensors().len() {
-            let listed = |name: &String| archive.kept.contains_key(name) || archive.is_stream(name);
-            let stray = archive.checkpoint.tensors().iter().find(|(name, _)| !listed(name));
-            let message = match stray {
-                Some((name, _)) => format!("stored tensor \"{name}\" is not listed"),
-                None => "a stored tensor is listed twice".into(),
-            };
+        if let Some(name) = archive.kept.keys().find(|name| archive.entries.contains_key(*name)) {
+            let message = format!("tensor \"{name}\" is listed both as packed and as kept");
             return Err(ArchiveError::Manifest { path: archive.checkpoint.root().to_owned(), message });
         }
-        Ok(archive)
-    }
-
-    fn is_stream(&self, name: &str) -> bool {
-        let Some((tensor, suffix)) = name.rsplit_once('.') else { return false };
-        self.entries.get(tensor).is_some_and(|entry| entry.streams.iter().any(|stream| stream.name == suffix))
+        match archive.checkpoint.tensors().keys().find(|name| !accounted.contains(*name)) {
+            None => Ok(archive),
+            Some(name) => Err(ArchiveError::Manifest {
+                path: archive.checkpoint.root().to_owned(),
+                message: format!("stored tensor \"{name}\" is not listed"),
+            }),
+        }
     }
 
     /// The files below.
@@ -193,6 +190,31 @@ fn find<'a>(checkpoint: &'a Checkpoint, shard: usize, name: &str) -> Result<&'a 
     checkpoint.tensors().get(name).filter(|info| info.shard == shard).ok_or_else(missing)
 }
 
+/// Notes that the manifest lists the stored tensor `name`, once.
+fn account(accounted: &mut BTreeSet<String>, path: &Path, name: String) -> Result<(), ArchiveError> {
+    let message = format!("stored tensor \"{name}\" is listed twice");
+    if accounted.insert(name) { Ok(()) } else { Err(ArchiveError::Manifest { path: path.to_owned(), message }) }
+}
+
+/// Dense bytes that a weight may have whatever is stored for it …
+const MAX_DENSE_BYTES: usize = 1 << 30;
+/// … and dense bytes per stored byte beyond that. Whole-matrix patterns reach 2400, everything else 70.
+const MAX_EXPANSION: usize = 4096;
+
+/// Refuses a weight that would need far more memory than the archive takes on disk.
+fn check_expansion(shape: crate::matrix::Shape, streams: &[StreamSpec]) -> Result<(), crate::error::FormatError> {
+    let dense = 4 * shape.num_weights();
+    let stored: usize = streams.iter().map(StreamSpec::num_bytes).sum();
+    if dense <= MAX_DENSE_BYTES || dense / MAX_EXPANSION <= stored {
+        return Ok(());
+    }
+    Err(crate::error::FormatError::Field {
+        field: "shape",
+        value: shape.to_string(),
+        range: format!("what {stored} stored bytes may stand for"),
+    })
+}
+
 /// Checks that the streams of an entry are stored with the right types and shapes, before anything is allocated.
 fn check_entry(
     checkpoint: &Checkpoint,
@@ -214,6 +236,7 @@ fn check_entry(
             return Err(format_error(path, name, source));
         }
     }
+    check_expansion(entry.shape, &streams).map_err(|source| format_error(path, name, source))?;
     Ok(streams)
 }
 

@@ -3,7 +3,7 @@
 use super::error::ArchiveError;
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -31,6 +31,8 @@ pub(crate) struct ShardWriter {
     header_room: usize,
     /// In file order, with offsets from the start of the data.
     tensors: Vec<(TensorPlan, usize)>,
+    /// Places in `tensors` by name.
+    places: HashMap<String, usize>,
 }
 
 /// The tensors of a file in its order: wide types first, so that each starts at a multiple of its size, then by name.
@@ -71,7 +73,9 @@ impl ShardWriter {
         header_len: usize,
     ) -> Result<Self, ArchiveError> {
         let file = File::create_new(path).map_err(ArchiveError::io("create", path))?;
-        Ok(Self { path: path.to_owned(), file: Mutex::new(file), header_room: data_start(header_len) - 8, tensors })
+        let places = tensors.iter().enumerate().map(|(place, (tensor, _))| (tensor.name.clone(), place)).collect();
+        let header_room = data_start(header_len) - 8;
+        Ok(Self { path: path.to_owned(), file: Mutex::new(file), header_room, tensors, places })
     }
 
     /// The file that is written.
@@ -84,7 +88,7 @@ impl ShardWriter {
     /// # Panics
     /// If the tensor was not planned or would end after its planned end.
     pub(crate) fn write(&self, name: &str, offset: usize, bytes: &[u8]) -> Result<(), ArchiveError> {
-        let (tensor, start) = self.tensors.iter().find(|(tensor, _)| tensor.name == name).expect("a planned tensor");
+        let (tensor, start) = &self.tensors[*self.places.get(name).expect("a planned tensor")];
         assert!(offset + bytes.len() <= tensor.num_bytes(), "{name}: {} bytes at {offset}", bytes.len());
         self.write_at(8 + self.header_room + start + offset, bytes)
     }

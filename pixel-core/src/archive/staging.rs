@@ -9,7 +9,8 @@ pub(crate) struct Staging {
     path: PathBuf,
     target: PathBuf,
     overwrite: bool,
-    committed: bool,
+    /// Whether what lies at `path` is this one's to remove.
+    armed: bool,
 }
 
 impl Staging {
@@ -18,8 +19,9 @@ impl Staging {
     /// # Errors
     /// [`ArchiveError::OutputExists`] unless `overwrite`, [`ArchiveError::Io`].
     pub(crate) fn directory(target: &Path, overwrite: bool) -> Result<Self, ArchiveError> {
-        let staging = Self::new(target, overwrite)?;
+        let mut staging = Self::new(target, overwrite)?;
         std::fs::create_dir(&staging.path).map_err(ArchiveError::io("create", &staging.path))?;
+        staging.armed = true;
         Ok(staging)
     }
 
@@ -28,20 +30,25 @@ impl Staging {
     /// # Errors
     /// [`ArchiveError::OutputExists`] unless `overwrite`, [`ArchiveError::Io`].
     pub(crate) fn file(target: &Path, overwrite: bool) -> Result<Self, ArchiveError> {
-        Self::new(target, overwrite)
+        // The name is this process's own, so what appears there is this one's.
+        let mut staging = Self::new(target, overwrite)?;
+        staging.armed = true;
+        Ok(staging)
     }
 
     fn new(target: &Path, overwrite: bool) -> Result<Self, ArchiveError> {
+        // Without a trailing `.` or `/`, which a rename would not take.
+        let target: PathBuf = target.components().collect();
         if target.symlink_metadata().is_ok() && !overwrite {
-            return Err(ArchiveError::OutputExists { path: target.to_owned() });
+            return Err(ArchiveError::OutputExists { path: target });
         }
         let invalid = || std::io::Error::new(std::io::ErrorKind::InvalidInput, "the path names no file or directory");
-        let name = target.file_name().ok_or_else(invalid).map_err(ArchiveError::io("create", target))?;
+        let name = target.file_name().ok_or_else(invalid).map_err(ArchiveError::io("create", &target))?;
         if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent).map_err(ArchiveError::io("create", parent))?;
         }
-        let partial = format!(".{}.{}.partial", name.to_string_lossy(), std::process::id());
-        Ok(Self { path: target.with_file_name(partial), target: target.to_owned(), overwrite, committed: false })
+        let partial = format!(".{}.{:016x}.partial", name.to_string_lossy(), unique());
+        Ok(Self { path: target.with_file_name(partial), target, overwrite, armed: false })
     }
 
     /// The temporary name.
@@ -65,18 +72,29 @@ impl Staging {
             }
             return Err(ArchiveError::io("rename the output to", &self.target)(error));
         }
-        self.committed = true;
-        if replaces { remove(&old).map_err(ArchiveError::io("remove", &old)) } else { Ok(()) }
+        self.armed = false;
+        if replaces {
+            // The output is in place: what is left of the old one is no reason to fail.
+            let _ = remove(&old);
+        }
+        Ok(())
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if !self.committed {
+        if self.armed {
             // Nothing can be done about a failure here; the name says that the file is partial.
             let _ = remove(&self.path);
         }
     }
+}
+
+/// A number that no other run has, in this process or another, also where process ids repeat.
+fn unique() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    // Keyed by the operating system's random numbers.
+    RandomState::new().hash_one(std::process::id())
 }
 
 fn remove(path: &Path) -> std::io::Result<()> {

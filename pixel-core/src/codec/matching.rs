@@ -176,6 +176,19 @@ impl Codec for MatchingCodec {
         terms.iter().enumerate().map(term).fold(0.0, |sum, value| sum + value)
     }
 
+    /// The dictionary of this tile and its transpose, those that are kept from before, and, where patterns are learned, a
+    /// copy of the weight.
+    fn search_bytes(&self, shape: Shape) -> usize {
+        let layout = self.layout(shape);
+        let dictionary = 4 * layout.parts * layout.patterns() * layout.grid.tile.len();
+        let tiles = if layout.learned > 0 {
+            4 * layout.grid.num_tiles() * (layout.grid.tile.len() + layout.learned)
+        } else {
+            0
+        };
+        2 * dictionary + patterns::KEPT_BYTES + tiles
+    }
+
     fn num_indices(&self, shape: Shape) -> usize {
         let layout = self.layout(shape);
         layout.grid.num_tiles() * layout.terms

@@ -94,6 +94,9 @@ pub trait Codec: std::fmt::Debug + Send + Sync {
     /// The definition of decoding: the value at `(row, col)` by itself, as `docs/format.md` says. Slow.
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32;
 
+    /// An upper estimate of the bytes that encoding a weight of `shape` holds beside the weight and its codes.
+    fn search_bytes(&self, shape: Shape) -> usize;
+
     /// The number of pattern indices stored for a weight of `shape`.
     fn num_indices(&self, shape: Shape) -> usize;
 

@@ -183,6 +183,10 @@ impl Codec for UniformCodec {
         scale.to_f32() * (index as f32 - zero_point as f32)
     }
 
+    fn search_bytes(&self, _shape: Shape) -> usize {
+        0
+    }
+
     fn num_indices(&self, shape: Shape) -> usize {
         shape.num_weights()
     }

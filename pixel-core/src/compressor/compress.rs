@@ -15,6 +15,7 @@ use crate::matrix::Matrix;
 use crate::metrics::ErrorSums;
 use crate::packed::PackedWeight;
 use crate::recipe::Decision;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -39,6 +40,7 @@ pub fn compress_checkpoint(
     progress: &dyn Progress,
 ) -> Result<CompressionReport, ArchiveError> {
     check_overlap(checkpoint.root(), output)?;
+    let side_files = SideFiles::of(checkpoint)?;
     let target = Target::new(output, checkpoint, options.overwrite)?;
     let writers = plan.shards().iter().map(|shard| {
         ShardWriter::create(&target.shard_path(&shard.file_name), shard.tensors.clone(), shard.header_len)
@@ -49,7 +51,7 @@ pub fn compress_checkpoint(
 
     let mut items: Vec<&PlanItem> = plan.items().iter().collect();
     items.sort_by_key(|item| std::cmp::Reverse(item.num_weights()));
-    workers::run(&workers::pool(options.threads), &items, output, progress, |item| {
+    workers::run(options.threads, &items, output, progress, |item| {
         let error = store(checkpoint, item, &writers[item.shard], &manifests[item.shard])?;
         let report = TensorReport::new(item, error);
         reports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(report);
@@ -61,8 +63,7 @@ pub fn compress_checkpoint(
         let manifest = manifest.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         writer.finish(&with_manifest(&shard.metadata, &manifest))?;
     }
-    let side_files = SideFiles::of(checkpoint)?;
-    let side_bytes = target.finish(checkpoint, &side_files, plan)?;
+    let side_bytes = target.finish(checkpoint, &side_files, plan.weight_map(), plan.tensor_bytes())?;
     let mut tensors = reports.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(CompressionReport {
@@ -126,9 +127,12 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// A file if `output` ends in `.safetensors` and the checkpoint has one shard, a directory otherwise.
+    /// A file if `output` ends in `.safetensors`, a directory otherwise.
     pub(super) fn new(output: &Path, checkpoint: &Checkpoint, overwrite: bool) -> Result<Self, ArchiveError> {
-        let is_file = output.extension().is_some_and(|e| e == "safetensors") && checkpoint.shards().len() == 1;
+        let is_file = output.extension().is_some_and(|e| e == "safetensors");
+        if is_file && checkpoint.shards().len() > 1 {
+            return Err(ArchiveError::OutputIsFile { path: output.to_owned(), shards: checkpoint.shards().len() });
+        }
         let staging = if is_file { Staging::file(output, overwrite) } else { Staging::directory(output, overwrite) };
         Ok(Self { staging: staging?, is_dir: !is_file })
     }
@@ -138,23 +142,13 @@ impl Target {
         if self.is_dir { self.staging.path().join(file_name) } else { self.staging.path().to_owned() }
     }
 
-    /// Copies the side files, writes the index, and gives everything its final name. Returns the bytes beside the weight
-    /// files.
-    fn finish(self, checkpoint: &Checkpoint, side_files: &SideFiles, plan: &Plan) -> Result<u64, ArchiveError> {
-        let weight_map = plan
-            .shards()
-            .iter()
-            .flat_map(|shard| shard.tensors.iter().map(|(tensor, _)| (tensor.name.clone(), shard.file_name.clone())));
-        let total = plan.items().iter().map(|item| item.stored_bytes).sum();
-        self.finish_with(checkpoint, side_files, weight_map.collect(), total)
-    }
-
-    /// See [`finish`](Self::finish).
-    pub(super) fn finish_with(
+    /// Copies the side files, writes the index of stored tensors by file, and gives everything its final name. A single
+    /// file has neither. Returns the bytes beside the weight files.
+    pub(super) fn finish(
         self,
         checkpoint: &Checkpoint,
         side_files: &SideFiles,
-        weight_map: std::collections::BTreeMap<String, String>,
+        weight_map: BTreeMap<String, String>,
         total: u64,
     ) -> Result<u64, ArchiveError> {
         let mut bytes = 0;

@@ -31,6 +31,7 @@ pub fn decompress_archive(
 ) -> Result<u64, ArchiveError> {
     let checkpoint = archive.checkpoint();
     check_overlap(checkpoint.root(), output)?;
+    let side_files = SideFiles::of(checkpoint)?;
     let target = Target::new(output, checkpoint, options.overwrite)?;
     let mut items = dense_items(archive, dtype)?;
     let mut writers = Vec::new();
@@ -45,7 +46,7 @@ pub fn decompress_archive(
         writers.push((ShardWriter::create(&target.shard_path(&shard.file_name), tensors, header_len)?, metadata));
     }
     items.sort_by_key(|item| std::cmp::Reverse(item.plan.num_bytes()));
-    workers::run(&workers::pool(options.threads), &items, output, progress, |item| {
+    workers::run(options.threads, &items, output, progress, |item| {
         let writer = &writers[item.shard].0;
         match item.float {
             Dense::Packed(float) => write_packed(&archive.packed(&item.plan.name)?, &item.plan.name, float, writer),
@@ -62,7 +63,7 @@ pub fn decompress_archive(
         writer.finish(&metadata)?;
     }
     let total = items.iter().map(|item| item.plan.num_bytes() as u64).sum();
-    target.finish_with(checkpoint, &SideFiles::of(checkpoint)?, weight_map, total)?;
+    target.finish(checkpoint, &side_files, weight_map, total)?;
     Ok(total)
 }
 
@@ -117,7 +118,9 @@ fn write_packed(packed: &PackedWeight, name: &str, float: FloatType, writer: &Sh
             synthesis.band(first + i, rows, &mut scratch);
         }
         bytes.clear();
-        encode_checked(weights, float, name, writer, &mut bytes)?;
+        // A reproduction is an estimate: where it lies beyond the type, the nearest value is the best one.
+        weights.iter_mut().for_each(|w| *w = w.clamp(-float.max(), float.max()));
+        float.write(weights, &mut bytes);
         writer.write(name, offset, &bytes)?;
         offset += bytes.len();
     }
@@ -135,28 +138,37 @@ fn write_converted(
     for chunk in bytes.chunks(CHUNK_WEIGHTS * from.size()) {
         let mut values = vec![0.0; chunk.len() / from.size()];
         from.read(chunk, &mut values);
+        check_range(chunk, from, &values, to, name, writer)?;
         out.clear();
-        encode_checked(&values, to, name, writer, &mut out)?;
+        to.write(&values, &mut out);
         writer.write(name, offset, &out)?;
         offset += out.len();
     }
     Ok(())
 }
 
-/// Appends `values` to `bytes`, and refuses one that is finite but beyond the range of the type.
-fn encode_checked(
+/// Refuses a value that is finite in the archive but beyond the range of the type asked for.
+fn check_range(
+    bytes: &[u8],
+    from: FloatType,
     values: &[f32],
-    float: FloatType,
+    to: FloatType,
     name: &str,
     writer: &ShardWriter,
-    bytes: &mut Vec<u8>,
 ) -> Result<(), ArchiveError> {
-    const F16_LIMIT: f32 = 65520.0;
-    if float == FloatType::F16
-        && let Some(&value) = values.iter().find(|v| v.is_finite() && v.abs() >= F16_LIMIT)
-    {
-        return Err(ArchiveError::Overflow { path: writer.path().to_owned(), tensor: name.to_owned(), value });
+    let was_infinite = |i: usize| from == FloatType::F64 && !f64::from_le_bytes(bytes.as_chunks().0[i]).is_finite();
+    let beyond = |(i, value): (usize, &f32)| {
+        let limit =
+            if value.is_infinite() { !was_infinite(i) && from == FloatType::F64 } else { value.abs() > to.max() };
+        limit.then_some(*value)
+    };
+    match values.iter().enumerate().find_map(beyond) {
+        None => Ok(()),
+        Some(value) => Err(ArchiveError::Overflow {
+            path: writer.path().to_owned(),
+            tensor: name.to_owned(),
+            value,
+            dtype: to.dtype().to_string(),
+        }),
     }
-    float.write(values, bytes);
-    Ok(())
 }

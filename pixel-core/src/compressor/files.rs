@@ -28,7 +28,12 @@ impl SideFiles {
         let is_visible = |entry: &walkdir::DirEntry| entry.depth() == 0 || !is_hidden(entry.path());
         let walk = walkdir::WalkDir::new(root).follow_links(true).sort_by_file_name();
         for entry in walk.into_iter().filter_entry(is_visible) {
-            let entry = entry.map_err(|e| ArchiveError::io("list", root)(e.into()))?;
+            let entry = entry.map_err(|e| {
+                let path = e.path().unwrap_or(root).to_owned();
+                ArchiveError::io("read", &path)(
+                    e.into_io_error().unwrap_or_else(|| std::io::Error::other("a loop of links")),
+                )
+            })?;
             if !entry.file_type().is_file() || is_index_or_shard(checkpoint, entry.path()) {
                 continue;
             }
@@ -100,5 +105,10 @@ fn resolve(path: &Path) -> Result<PathBuf, ArchiveError> {
     let absolute = std::path::absolute(path).map_err(ArchiveError::io("resolve", path))?;
     let existing = absolute.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     let rest = absolute.strip_prefix(existing).unwrap_or(Path::new(""));
+    if rest.components().any(|part| part == std::path::Component::ParentDir) {
+        let error =
+            std::io::Error::new(std::io::ErrorKind::InvalidInput, "\"..\" after a directory that does not exist");
+        return Err(ArchiveError::io("resolve", path)(error));
+    }
     Ok(std::fs::canonicalize(existing).map_err(ArchiveError::io("resolve", existing))?.join(rest))
 }

@@ -60,6 +60,8 @@ pub struct CompressedTensor {
     pub packed: PackedWeight,
     /// Its relative mean squared error.
     pub relative_mse: f64,
+    /// The type that the weight takes when it is dense.
+    pub dtype: FloatType,
     source_blake3: String,
 }
 
@@ -69,7 +71,6 @@ pub struct CompressedModel {
     /// The weights: pattern indices and scales by name.
     pub pattern_refs: BTreeMap<String, CompressedTensor>,
     quality_threshold: f32,
-    dtype: FloatType,
 }
 
 impl PIXELCompressor {
@@ -104,7 +105,7 @@ impl PIXELCompressor {
         stats.original_bytes += 4 * weight.shape().num_weights();
         stats.compressed_bytes += packed.num_bytes();
         let source_blake3 = hasher.finalize().to_hex().to_string();
-        Ok(CompressedTensor { packed, relative_mse: error.relative_mse(), source_blake3 })
+        Ok(CompressedTensor { packed, relative_mse: error.relative_mse(), dtype: self.config.dtype, source_blake3 })
     }
 
     /// The dense form of a compressed weight.
@@ -132,7 +133,6 @@ impl PIXELCompressor {
         Ok(CompressedModel {
             pattern_refs: compressed.into_iter().collect::<Result<_, WeightError>>()?,
             quality_threshold: self.config.compression.quality_threshold,
-            dtype: self.config.dtype,
         })
     }
 
@@ -141,7 +141,7 @@ impl PIXELCompressor {
         model.pattern_refs.iter().map(|(name, tensor)| (name.clone(), self.decompress_tensor(tensor))).collect()
     }
 
-    /// Writes a compressed model as an archive of one file.
+    /// Writes a compressed model as an archive of one file, in place of what was there.
     ///
     /// # Errors
     /// [`ArchiveError`]; nothing is then left under the final name.
@@ -154,7 +154,7 @@ impl PIXELCompressor {
             tensors.extend(stream_plans(name, &spec_streams(&header.codec, header.shape)?));
             let entry = PackedEntry {
                 shape: header.shape,
-                dtype: model.dtype,
+                dtype: tensor.dtype,
                 codec: header.codec.clone(),
                 rotation: header.rotation,
                 exponent: header.exponent,
@@ -177,7 +177,7 @@ impl PIXELCompressor {
         staging.commit()
     }
 
-    /// Reads the packed weights of an archive.
+    /// Reads the packed weights of an archive; tensors that were stored as they were are left aside.
     ///
     /// # Errors
     /// [`ArchiveError`].
@@ -187,6 +187,7 @@ impl PIXELCompressor {
             let tensor = CompressedTensor {
                 packed: archive.packed(name)?,
                 relative_mse: entry.manifest().relative_mse,
+                dtype: entry.manifest().dtype,
                 source_blake3: entry.manifest().source_blake3.clone(),
             };
             Ok((name.clone(), tensor))
@@ -194,7 +195,6 @@ impl PIXELCompressor {
         Ok(CompressedModel {
             pattern_refs: tensors.collect::<Result<_, ArchiveError>>()?,
             quality_threshold: self.config.compression.quality_threshold,
-            dtype: self.config.dtype,
         })
     }
 

@@ -100,6 +100,20 @@ impl Plan {
         self.shards.iter().map(ShardPlan::num_bytes).sum()
     }
 
+    /// The stored tensors by name, each with its file.
+    pub(super) fn weight_map(&self) -> BTreeMap<String, String> {
+        let of_shard = |shard: &ShardPlan| {
+            let file_name = shard.file_name.clone();
+            shard.tensors.iter().map(|(tensor, _)| (tensor.name.clone(), file_name.clone())).collect::<Vec<_>>()
+        };
+        self.shards.iter().flat_map(of_shard).collect()
+    }
+
+    /// Bytes of all stored tensors, headers apart.
+    pub(super) fn tensor_bytes(&self) -> u64 {
+        self.items.iter().map(|item| item.stored_bytes).sum()
+    }
+
     /// An upper estimate of the memory in bytes that compressing takes beyond the mapped input, with `threads` workers:
     /// for each, one f32 copy of a tensor, its codes, two column blocks and the codec's tables.
     pub fn peak_memory(&self, threads: usize) -> u64 {
@@ -109,11 +123,12 @@ impl Plan {
             .map(|item| match &item.decision {
                 Decision::Keep(_) => 0,
                 Decision::Compress { codec, .. } => {
-                    let width = match (codec.build(), Shape::try_from([item.shape[0], item.shape[1]])) {
-                        (Ok(codec), Ok(shape)) => codec.block_width(shape),
-                        _ => 0,
+                    let (width, search) = match (codec.build(), Shape::try_from([item.shape[0], item.shape[1]])) {
+                        (Ok(codec), Ok(shape)) => (codec.block_width(shape), codec.search_bytes(shape)),
+                        _ => (0, 0),
                     };
-                    4 * item.num_weights() + item.stored_bytes + 8 * (item.shape[0] * width) as u64 + TABLE_BYTES
+                    let blocks = 8 * (item.shape[0] * width) as u64;
+                    4 * item.num_weights() + item.stored_bytes + blocks + search as u64 + OTHER_BYTES
                 }
             })
             .collect();
@@ -122,8 +137,11 @@ impl Plan {
     }
 }
 
-/// An upper bound of what the search of a codec holds beside the weight.
-const TABLE_BYTES: u64 = 16 << 20;
+/// What a worker holds beside the weight and the codec's own: its rotation, sums of rows, the manifest's strings.
+const OTHER_BYTES: u64 = 4 << 20;
+
+/// Readers of safetensors refuse longer headers.
+const MAX_HEADER: usize = 100_000_000;
 
 /// The streams of a packed tensor, as tensors of a safetensors file.
 pub(super) fn stream_plans(name: &str, streams: &[StreamSpec]) -> Vec<TensorPlan> {
@@ -136,7 +154,8 @@ pub(super) fn stream_plans(name: &str, streams: &[StreamSpec]) -> Vec<TensorPlan
 }
 
 fn plan_item(name: &str, info: &TensorInfo, recipe: &CompiledRecipe) -> Result<PlanItem, ArchiveError> {
-    let decision = recipe.decide(name, &info.shape, FloatType::of(info.dtype).is_some())?;
+    let decision = recipe.decide(name, &info.shape, FloatType::of(info.dtype).is_some());
+    let decision = decision.map_err(|source| ArchiveError::Tensor { tensor: name.to_owned(), source })?;
     // More weights than any codec takes: nothing that a real checkpoint holds.
     let shape = info.shape.first().zip(info.shape.get(1)).and_then(|(&m, &n)| Shape::new(m, n).ok());
     let (decision, stored_bytes) = match (decision, shape) {
@@ -192,6 +211,11 @@ fn plan_shard(
     }
     let tensors = in_file_order(tensors);
     let header_len = header(&tensors, &with_manifest(&metadata, &widest)).len();
+    if header_len + 8 > MAX_HEADER {
+        let message =
+            format!("{file_name} would have a header of {header_len} bytes, of which readers take {MAX_HEADER}");
+        return Err(ArchiveError::Manifest { path: checkpoint.root().to_owned(), message });
+    }
     Ok(ShardPlan { file_name: file_name.to_owned(), tensors, header_len, metadata })
 }
 

@@ -91,7 +91,13 @@ pub struct CompressionReport {
     /// Bytes of the files copied along and of the index.
     pub side_file_bytes: u64,
     /// Files of the source that were not copied because they hold weights in another form.
+    #[serde(serialize_with = "lossy")]
     pub left_out: Vec<PathBuf>,
+}
+
+/// Paths as text, also where they are not UTF-8.
+fn lossy<S: serde::Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
 }
 
 impl CompressionReport {

@@ -6,19 +6,23 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Runs `work` on every item, one item at a time per thread of the pool, first to last; the first error stops the rest.
+/// Runs `work` on every item, one item at a time per worker, first to last; the first error stops the rest. There are
+/// `threads` workers, or one a processor if that is 0, but never more than items.
 ///
 /// Put large items first: then no thread is left with one at the end, and no more than one item a thread is in memory.
 ///
 /// # Errors
-/// The first error, or [`ArchiveError::Cancelled`] naming `output`.
+/// The first error, [`ArchiveError::Cancelled`] naming `output`, or [`ArchiveError::Io`] if the system gives no threads.
 pub(super) fn run<T: Sync>(
-    pool: &rayon::ThreadPool,
+    threads: usize,
     items: &[T],
     output: &Path,
     progress: &dyn Progress,
     work: impl Fn(&T) -> Result<(), ArchiveError> + Sync,
 ) -> Result<(), ArchiveError> {
+    let workers = if threads == 0 { rayon::current_num_threads() } else { threads }.min(items.len()).max(1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(workers).build();
+    let pool = pool.map_err(|e| ArchiveError::io("start the workers that write", output)(std::io::Error::other(e)))?;
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let first_error = Mutex::new(None);
     let fail = |error| {
@@ -39,12 +43,4 @@ pub(super) fn run<T: Sync>(
         }
     });
     first_error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
-}
-
-/// A pool of `threads` threads; 0 means as many as there are processors.
-///
-/// # Panics
-/// If the operating system gives no threads.
-pub(super) fn pool(threads: usize) -> rayon::ThreadPool {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads for the pool")
 }

@@ -4,7 +4,7 @@ use super::computed::normalise;
 use super::pattern::PatternKind;
 use super::similarity::dot;
 use crate::matrix::TileShape;
-use std::f64::consts::FRAC_PI_2;
+use crate::trigonometry::sin_turns;
 
 /// Patterns whose |cosine| lies above this are the same pattern.
 pub(crate) const DUPLICATE_COSINE: f64 = 0.98;
@@ -63,35 +63,10 @@ fn candidates(tile: TileShape) -> impl Iterator<Item = (PatternKind, Vec<f32>)> 
     diagonals.into_iter().chain(waves).chain(blocks)
 }
 
-/// `sin(2π · numerator / denominator)` by its Taylor series on one quarter turn, to 1e-15.
-fn sin_turns(numerator: u64, denominator: u64) -> f64 {
-    let quarters = 4 * (numerator % denominator);
-    let (quadrant, rest) = (quarters / denominator, quarters % denominator);
-    let x = FRAC_PI_2 * (rest as f64 / denominator as f64);
-    let (first, start) = if quadrant % 2 == 0 { (x, 1) } else { (1.0, 0) };
-    let (mut term, mut sum) = (first, first);
-    for n in 1..12 {
-        let k = f64::from(start + 2 * n);
-        term *= -x * x / (k * (k - 1.0));
-        sum += term;
-    }
-    if quadrant < 2 { sum } else { -sum }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn the_series_is_the_sine() {
-        for n in 0..1000 {
-            let expected = (std::f64::consts::TAU * n as f64 / 360.0).sin();
-            assert!((sin_turns(n, 360) - expected).abs() < 4e-15, "{n}");
-        }
-        assert_eq!(sin_turns(90, 360), 1.0);
-        assert_eq!(sin_turns(180, 360), 0.0);
-    }
 
     #[test]
     fn a_square_tile_has_them_all() {

@@ -77,7 +77,8 @@ impl<'a> Synthesis<'a> {
             if let Some(rotation) = &self.rotation {
                 rotation.inverse(row, scratch);
             }
-            row.iter_mut().for_each(|w| *w *= unit);
+            // A reproduction of weights at the end of f32's range may lie beyond it.
+            row.iter_mut().for_each(|w| *w = (*w * unit).clamp(-f32::MAX, f32::MAX));
         }
     }
 }

@@ -55,8 +55,8 @@ fn fall(layout: &Layout) -> f64 {
     ((tile_len - b) / (tile_len + b)).max(0.25)
 }
 
-/// Dictionaries that stay in memory: one for each rate, or tile of small weights, in use at a time.
-const KEPT: usize = 8;
+/// What dictionaries that are not in use may take: one for each rate, or tile of small weights, in use at a time.
+pub(super) const KEPT_BYTES: usize = 32 << 20;
 
 /// Which dictionary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +105,13 @@ impl Universal {
             None => Arc::new(Self::new(key)),
         };
         known.insert(0, Arc::clone(&found));
-        known.truncate(KEPT);
+        let mut kept = 0;
+        known.retain(|entry| {
+            // With the transpose. The newest stays whatever its size.
+            let fits = kept == 0 || kept + 8 * entry.rows.len() <= KEPT_BYTES;
+            kept += 8 * entry.rows.len();
+            fits
+        });
         found
     }
 

@@ -181,6 +181,12 @@ impl Codec for TrellisCodec {
         self.hash.integers(window)[within % self.step.weights] as f32 * self.hash.unit()
     }
 
+    /// The costs of all steps, and the tables.
+    fn search_bytes(&self, _shape: Shape) -> usize {
+        let steps = TILE_LEN / self.step.weights + 1;
+        2 * steps * (1 << (self.window - self.step.bits)) + ((2 * self.step.weights) << self.window)
+    }
+
     fn num_indices(&self, shape: Shape) -> usize {
         tile_grid(shape).num_tiles() * TILE_LEN / self.step.weights
     }

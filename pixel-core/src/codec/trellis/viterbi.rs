@@ -280,3 +280,36 @@ impl<'a> Search<'a> {
         &self.history[i * (self.tables.num_low() + LANES)..][..self.tables.num_low()]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// The states of the path that was found are the windows that a decoder will read, also across the seam.
+        #[test]
+        fn every_path_bites_its_tail(
+            tile in prop::collection::vec(-4f32..4.0, 256),
+            (weights, bits) in prop::sample::select(vec![(2, 2), (2, 3), (2, 4), (2, 5), (1, 3), (1, 4)]),
+            window in 8u32..=12
+        ) {
+            let tables = Tables::new(Hash::new(weights), Step { weights, bits }, window);
+            let mut search = Search::new(&tables, Engine::detect(&tables), tile.len());
+            let steps = tile.len() / weights;
+            let mut chunks = vec![0; steps];
+            search.run(&tile, &mut chunks);
+            let seam = search.find_seam();
+            search.forward(0, steps, Some(seam));
+            let mut states = vec![0; steps];
+            search.backward(0, steps, seam, |t, s| states[t] = s);
+            for (t, &state) in states.iter().enumerate() {
+                let read = (0..window.div_ceil(bits) as usize)
+                    .map(|i| (chunks[(t + steps - i) % steps] as usize) << (i * bits as usize))
+                    .fold(0, |s, chunk| s | chunk);
+                prop_assert_eq!(read % (1 << window), state, "step {}", t);
+            }
+        }
+    }
+}
