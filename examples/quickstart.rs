@@ -45,7 +45,8 @@ fn main() -> Result<()> {
             let report = compress(&checkpoint, &spec, &scratch.path().join(spec.to_string().replace(':', "-")))?;
             // The layers' group; the others are the embedding at 8 bits and the vectors.
             let groups = report.groups();
-            let layers = groups.iter().find(|group| group.treatment == spec.to_string()).context("no layers to compress")?;
+            let layers =
+                groups.iter().find(|group| group.treatment == spec.to_string()).context("no layers to compress")?;
             table.add_row([
                 family.name().to_owned(),
                 bits.to_string(),
@@ -63,7 +64,10 @@ fn main() -> Result<()> {
 
     let archive = output.join("trellis-2");
     compress(&checkpoint, &CodecSpec::new("trellis", 2.0), &archive)?;
-    println!("An archive at 2 bits is in {0}. Look into it:\n  cargo run --release -p pixel-cli -- inspect {0}", archive.display());
+    println!(
+        "An archive at 2 bits is in {0}. Look into it:\n  cargo run --release -p pixel-cli -- inspect {0}",
+        archive.display()
+    );
     Ok(())
 }
 

@@ -91,10 +91,7 @@ mod tests {
 
     #[test]
     fn a_split_is_always_the_same_text() {
-        assert_eq!(
-            stories(Split::HeldOut, 10_000),
-            stories(Split::HeldOut, 10_000)
-        );
+        assert_eq!(stories(Split::HeldOut, 10_000), stories(Split::HeldOut, 10_000));
     }
 
     #[test]

@@ -34,10 +34,7 @@ impl Batch {
         };
         let inputs = TensorData::new(part(0), [windows.len(), length]);
         let targets = TensorData::new(part(1), [windows.len() * length]);
-        Self {
-            inputs: Tensor::from_data(inputs, device),
-            targets: Tensor::from_data(targets, device),
-        }
+        Self { inputs: Tensor::from_data(inputs, device), targets: Tensor::from_data(targets, device) }
     }
 }
 
@@ -88,8 +85,5 @@ impl TokenStream {
 pub fn windows(text: &str, tokenizer: &Tokenizer, length: usize) -> Result<Vec<Vec<u32>>> {
     let tokens = tokenizer::encode(tokenizer, text)?;
     let starts = (0..).step_by(length);
-    Ok(starts
-        .map_while(|start| tokens.get(start..=start + length))
-        .map(<[u32]>::to_vec)
-        .collect())
+    Ok(starts.map_while(|start| tokens.get(start..=start + length)).map(<[u32]>::to_vec).collect())
 }

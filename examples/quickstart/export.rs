@@ -29,16 +29,9 @@ impl ModuleMapper for RoundToF16 {
 }
 
 /// Writes `config.json`, `tokenizer.json` and `model.safetensors` into a folder.
-pub fn write_model(
-    folder: &Path,
-    shape: &LlamaShape,
-    model: &Llama,
-    tokenizer: &Tokenizer,
-) -> Result<()> {
+pub fn write_model(folder: &Path, shape: &LlamaShape, model: &Llama, tokenizer: &Tokenizer) -> Result<()> {
     let config = serde_json::to_string_pretty(&config(shape, tokenizer)?)? + "\n";
-    let vocabulary = tokenizer
-        .to_string(true)
-        .map_err(anyhow::Error::from_boxed)?;
+    let vocabulary = tokenizer.to_string(true).map_err(anyhow::Error::from_boxed)?;
     write(&folder.join("config.json"), config.as_bytes())?;
     write(&folder.join("tokenizer.json"), vocabulary.as_bytes())?;
     write(&folder.join("model.safetensors"), &safetensors(model)?)
@@ -98,11 +91,7 @@ impl Weight {
     fn new<const D: usize>(name: String, tensor: Tensor<D>) -> Self {
         let shape = tensor.dims().to_vec();
         let data = tensor.cast(FloatDType::F16).into_data();
-        Self {
-            name,
-            shape,
-            bytes: data.as_bytes().to_vec(),
-        }
+        Self { name, shape, bytes: data.as_bytes().to_vec() }
     }
 
     /// Burn keeps `[d_input, d_output]`, the file `[d_output, d_input]`.
@@ -139,10 +128,8 @@ fn weights(model: &Llama) -> Vec<Weight> {
 
 fn block_weights(prefix: &str, block: &Block) -> Vec<Weight> {
     let (attention, mlp) = (&block.self_attn, &block.mlp);
-    let norms = [
-        ("input_layernorm", &block.input_layernorm),
-        ("post_attention_layernorm", &block.post_attention_layernorm),
-    ];
+    let norms =
+        [("input_layernorm", &block.input_layernorm), ("post_attention_layernorm", &block.post_attention_layernorm)];
     let linears = [
         ("self_attn.q_proj", &attention.q_proj),
         ("self_attn.k_proj", &attention.k_proj),
@@ -152,8 +139,7 @@ fn block_weights(prefix: &str, block: &Block) -> Vec<Weight> {
         ("mlp.up_proj", &mlp.up_proj),
         ("mlp.down_proj", &mlp.down_proj),
     ];
-    let norms =
-        norms.map(|(name, norm)| Weight::new(format!("{prefix}.{name}.weight"), norm.gamma.val()));
+    let norms = norms.map(|(name, norm)| Weight::new(format!("{prefix}.{name}.weight"), norm.gamma.val()));
     let linears = linears.map(|(name, layer)| Weight::linear(prefix, name, layer));
     norms.into_iter().chain(linears).collect()
 }

@@ -84,12 +84,7 @@ fn optimizer() -> ModuleOptimizer {
 }
 
 /// The mean over all tokens of `-ln p(token)`, windows taken one by one without shared context.
-pub fn mean_loss(
-    model: &Llama,
-    shape: &LlamaShape,
-    windows: &[Vec<u32>],
-    device: &Device,
-) -> Result<f64> {
+pub fn mean_loss(model: &Llama, shape: &LlamaShape, windows: &[Vec<u32>], device: &Device) -> Result<f64> {
     if windows.is_empty() {
         return Err(anyhow!("the text is shorter than {} tokens", shape.context));
     }

@@ -1,9 +1,7 @@
 //! The Llama architecture in Burn modules, small enough to train on one processor core.
 
 use burn::module::Module;
-use burn::nn::{
-    Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig, RmsNorm, RmsNormConfig,
-};
+use burn::nn::{Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Device, Int, Tensor};
 
@@ -51,9 +49,8 @@ impl LlamaShape {
 
     /// A model of this shape with random weights.
     pub fn init(&self, device: &Device) -> Llama {
-        let embedding = EmbeddingConfig::new(self.vocabulary, self.hidden)
-            .with_initializer(normal(INIT_STD))
-            .init(device);
+        let embedding =
+            EmbeddingConfig::new(self.vocabulary, self.hidden).with_initializer(normal(INIT_STD)).init(device);
         Llama {
             embed_tokens: embedding,
             layers: (0..self.layers).map(|_| self.block(device)).collect(),
@@ -87,9 +84,7 @@ impl LlamaShape {
     }
 
     fn norm(&self, device: &Device) -> RmsNorm {
-        RmsNormConfig::new(self.hidden)
-            .with_epsilon(self.norm_epsilon)
-            .init(device)
+        RmsNormConfig::new(self.hidden).with_epsilon(self.norm_epsilon).init(device)
     }
 }
 
@@ -101,10 +96,7 @@ fn normal(std: f64) -> Initializer {
 }
 
 fn linear(d_input: usize, d_output: usize, std: f64, device: &Device) -> Linear {
-    LinearConfig::new(d_input, d_output)
-        .with_bias(false)
-        .with_initializer(normal(std))
-        .init(device)
+    LinearConfig::new(d_input, d_output).with_bias(false).with_initializer(normal(std)).init(device)
 }
 
 /// A language model whose output layer is its embedding, transposed.
@@ -192,16 +184,13 @@ impl Attention {
 
         let mixed = mixed.reshape([batch, self.heads, length, self.d_head]);
         let mixed = mixed.swap_dims(1, 2);
-        self.o_proj
-            .forward(mixed.reshape([batch, length, self.heads * self.d_head]))
+        self.o_proj.forward(mixed.reshape([batch, length, self.heads * self.d_head]))
     }
 
     /// `[batch, length, heads * d_head]` to `[batch, heads, length, d_head]`.
     fn split(&self, joined: Tensor<3>, heads: usize) -> Tensor<4> {
         let [batch, length, _] = joined.dims();
-        joined
-            .reshape([batch, length, heads, self.d_head])
-            .swap_dims(1, 2)
+        joined.reshape([batch, length, heads, self.d_head]).swap_dims(1, 2)
     }
 }
 

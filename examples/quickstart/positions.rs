@@ -25,9 +25,7 @@ impl Positions {
             Tensor::<1>::from_floats(values.as_slice(), device).reshape([1, 1, length, half])
         };
         let seen = |at: usize| at % length <= at / length;
-        let causal: Vec<f32> = (0..length * length)
-            .map(|at| if seen(at) { 0.0 } else { HIDDEN })
-            .collect();
+        let causal: Vec<f32> = (0..length * length).map(|at| if seen(at) { 0.0 } else { HIDDEN }).collect();
         Self {
             cos: table(f64::cos),
             sin: table(f64::sin),
@@ -59,7 +57,5 @@ impl Positions {
 
 /// `position / theta^(i / half)` for each position and each `i < half`.
 fn rotary_angles(length: usize, half: usize, theta: f64) -> impl Iterator<Item = f64> {
-    (0..length).flat_map(move |position| {
-        (0..half).map(move |i| position as f64 / theta.powf(i as f64 / half as f64))
-    })
+    (0..length).flat_map(move |position| (0..half).map(move |i| position as f64 / theta.powf(i as f64 / half as f64)))
 }

@@ -21,19 +21,8 @@ pub struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     /// Prepares a model of the given shape for writing.
-    pub fn new(
-        model: &'a Llama,
-        shape: &LlamaShape,
-        tokenizer: &'a Tokenizer,
-        device: &'a Device,
-    ) -> Self {
-        Self {
-            model,
-            tokenizer,
-            device,
-            positions: Positions::new(shape, device),
-            context: shape.context,
-        }
+    pub fn new(model: &'a Llama, shape: &LlamaShape, tokenizer: &'a Tokenizer, device: &'a Device) -> Self {
+        Self { model, tokenizer, device, positions: Positions::new(shape, device), context: shape.context }
     }
 
     /// Continues a prompt until the document ends or the context is full.
@@ -45,9 +34,7 @@ impl<'a> Writer<'a> {
         while tokens.len() < self.context && tokens.last() != Some(&eos) {
             tokens.push(draw(&self.chances(&tokens, temperature)?, dice));
         }
-        self.tokenizer
-            .decode(&tokens, true)
-            .map_err(anyhow::Error::from_boxed)
+        self.tokenizer.decode(&tokens, true).map_err(anyhow::Error::from_boxed)
     }
 
     /// How likely each token of the vocabulary comes next.

@@ -18,14 +18,9 @@ pub const EOS: &str = "</s>";
 pub fn train(texts: &[String], vocabulary: usize) -> Result<Tokenizer> {
     let bytes = ByteLevel::new(false, true, true);
     let mut tokenizer = Tokenizer::new(BPE::default());
-    tokenizer
-        .with_pre_tokenizer(Some(bytes))
-        .with_decoder(Some(bytes));
+    tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
     let mut trainer = TrainerWrapper::from(trainer(vocabulary));
-    tokenizer
-        .train(&mut trainer, texts.iter())
-        .map_err(anyhow::Error::from_boxed)
-        .context("training the tokenizer")?;
+    tokenizer.train(&mut trainer, texts.iter()).map_err(anyhow::Error::from_boxed).context("training the tokenizer")?;
     let bos = special(&tokenizer, BOS)?;
     tokenizer.with_post_processor(Some(begin_with(bos)?));
     Ok(tokenizer)
@@ -33,16 +28,12 @@ pub fn train(texts: &[String], vocabulary: usize) -> Result<Tokenizer> {
 
 /// The number of a special token.
 pub fn special(tokenizer: &Tokenizer, token: &str) -> Result<u32> {
-    tokenizer
-        .token_to_id(token)
-        .with_context(|| format!("the tokenizer lacks {token}"))
+    tokenizer.token_to_id(token).with_context(|| format!("the tokenizer lacks {token}"))
 }
 
 /// The tokens of a text, behind [`BOS`].
 pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let encoding = tokenizer
-        .encode_fast(text, true)
-        .map_err(anyhow::Error::from_boxed)?;
+    let encoding = tokenizer.encode_fast(text, true).map_err(anyhow::Error::from_boxed)?;
     Ok(encoding.get_ids().to_vec())
 }
 
@@ -51,11 +42,7 @@ fn trainer(vocabulary: usize) -> BpeTrainer {
         .vocab_size(vocabulary)
         .show_progress(false)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-        .special_tokens(
-            [BOS, EOS]
-                .map(|token| AddedToken::from(token, true))
-                .to_vec(),
-        )
+        .special_tokens([BOS, EOS].map(|token| AddedToken::from(token, true)).to_vec())
         .build()
 }
 

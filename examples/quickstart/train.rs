@@ -52,19 +52,11 @@ const CALIBRATION_BYTES: usize = 300_000;
 const TOKENIZER_BYTES: usize = 2_000_000;
 
 /// Chosen to end within 25 minutes on one core.
-const SCHEDULE: Schedule = Schedule {
-    steps: 4000,
-    warmup: 100,
-    batch: 8,
-    peak: 4e-3,
-    floor: 0.02,
-};
+const SCHEDULE: Schedule = Schedule { steps: 4000, warmup: 100, batch: 8, peak: 4e-3, floor: 0.02 };
 
 fn main() -> Result<()> {
     let start = Instant::now();
-    let folder = env::args_os()
-        .nth(1)
-        .map_or_else(default_folder, PathBuf::from);
+    let folder = env::args_os().nth(1).map_or_else(default_folder, PathBuf::from);
     let held_out = write_texts(&folder)?;
 
     let shape = LlamaShape::QUICKSTART;
@@ -76,23 +68,14 @@ fn main() -> Result<()> {
 
     let device = Device::flex();
     device.seed(SEED);
-    let model = learn::train(
-        &shape,
-        &SCHEDULE,
-        &stream,
-        &mut dice,
-        &device.clone().autodiff(),
-    )?;
+    let model = learn::train(&shape, &SCHEDULE, &stream, &mut dice, &device.clone().autodiff())?;
     let model = export::round_to_f16(model.valid());
     export::write_model(&folder.join("model"), &shape, &model, &tokenizer)?;
 
     let windows = data::windows(&held_out, &tokenizer, shape.context)?;
     let loss = learn::mean_loss(&model, &shape, &windows, &device)?;
     let tokens = windows.len() * shape.context;
-    println!(
-        "held out: {tokens} tokens, loss {loss:.4}, perplexity {:.4}",
-        loss.exp()
-    );
+    println!("held out: {tokens} tokens, loss {loss:.4}, perplexity {:.4}", loss.exp());
     let writer = sample::Writer::new(&model, &shape, &tokenizer, &device);
     println!("{}", writer.continue_text("", 0.8, &mut dice)?);
     println!("{:.0} s in all", start.elapsed().as_secs_f32());

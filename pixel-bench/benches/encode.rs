@@ -2,6 +2,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pixel_bench::gaussian;
+use pixel_core::codec::trellis::{Simd, with_simd};
 use pixel_core::{CodecSpec, compress_weight};
 
 fn encode(c: &mut Criterion) {
@@ -20,5 +21,26 @@ fn encode(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, encode);
+/// The trellis's search alone, one column block of 256 rows, by instruction set. A machine that lacks one shows the next
+/// narrower.
+fn search(c: &mut Criterion) {
+    let weight = gaussian(256, 8, 1);
+    let mut group = c.benchmark_group("trellis search");
+    group.throughput(Throughput::Elements(weight.shape().num_weights() as u64)).sample_size(20);
+    for bits in [2.0, 4.0] {
+        for window in [12, 16] {
+            for simd in [Simd::Portable, Simd::Avx2, Simd::Avx512] {
+                let codec = with_simd(bits, window, simd);
+                let name = format!("{bits} bits, window {window}, {simd:?}");
+                let mut decoded = vec![0.0; weight.as_slice().len()];
+                group.bench_function(BenchmarkId::from_parameter(name), |b| {
+                    b.iter(|| codec.encoder(weight.as_ref()).encode_block(0, weight.as_slice(), &mut decoded));
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, encode, search);
 criterion_main!(benches);

@@ -87,14 +87,7 @@ mod tests {
     #[test]
     fn alternatives_may_nest_and_be_empty() {
         let nested = pieces("a [b [c|d]|{e}|] f");
-        assert_eq!(
-            nested,
-            [
-                Piece::Text("a "),
-                Piece::Choice(vec!["b [c|d]", "{e}", ""]),
-                Piece::Text(" f"),
-            ]
-        );
+        assert_eq!(nested, [Piece::Text("a "), Piece::Choice(vec!["b [c|d]", "{e}", ""]), Piece::Text(" f"),]);
     }
 
     #[test]

@@ -142,7 +142,5 @@ impl Facts {
 
 /// A name that no list contains.
 fn invent(dice: &mut Dice) -> String {
-    [NAME_HEADS, NAME_MIDDLES, NAME_TAILS]
-        .map(|parts| dice.pick(parts))
-        .concat()
+    [NAME_HEADS, NAME_MIDDLES, NAME_TAILS].map(|parts| dice.pick(parts)).concat()
 }

@@ -115,14 +115,13 @@ const OBJECTS: &[&str] = &[
 ];
 
 const ANIMALS: &[&str] = &[
-    "fox", "hedgehog", "rabbit", "swan", "turtle", "bear", "beaver", "deer", "heron", "lizard",
-    "moth", "otter", "rat", "seal", "snail", "wolf", "badger", "bat", "eagle", "toad",
+    "fox", "hedgehog", "rabbit", "swan", "turtle", "bear", "beaver", "deer", "heron", "lizard", "moth", "otter", "rat",
+    "seal", "snail", "wolf", "badger", "bat", "eagle", "toad",
 ];
 
 const JOBS: &[&str] = &[
-    "king", "cook", "sailor", "tailor", "hunter", "painter", "singer", "soldier", "farmer",
-    "fisher", "guard", "judge", "mason", "nurse", "pilot", "thief", "queen", "wizard", "barber",
-    "banker",
+    "king", "cook", "sailor", "tailor", "hunter", "painter", "singer", "soldier", "farmer", "fisher", "guard", "judge",
+    "mason", "nurse", "pilot", "thief", "queen", "wizard", "barber", "banker",
 ];
 
 const WEATHER: &[&str] = &[
@@ -140,10 +139,8 @@ const WEATHER: &[&str] = &[
     "the clouds hung low",
 ];
 
-const SKIES: &[&str] = &[
-    "rainy", "windy", "sunny", "foggy", "cold", "warm", "stormy", "grey", "bright", "icy",
-    "golden", "quiet",
-];
+const SKIES: &[&str] =
+    &["rainy", "windy", "sunny", "foggy", "cold", "warm", "stormy", "grey", "bright", "icy", "golden", "quiet"];
 
 const MANNERS: &[&str] = &[
     "slowly",
@@ -196,16 +193,7 @@ const TIMES: &[&str] = &[
     "two days later",
 ];
 
-const BODY: &[&str] = &[
-    "hands",
-    "feet",
-    "ears",
-    "knees",
-    "eyes",
-    "shoulders",
-    "fingers",
-    "toes",
-];
+const BODY: &[&str] = &["hands", "feet", "ears", "knees", "eyes", "shoulders", "fingers", "toes"];
 
 const PASTIMES: &[&str] = &[
     "sang a song",
@@ -225,10 +213,9 @@ const PASTIMES: &[&str] = &[
 ];
 
 const QUALITIES: &[&str] = &[
-    "big", "small", "strange", "sharp", "soft", "round", "long", "empty", "cheap", "clean",
-    "dirty", "deep", "famous", "hidden", "lost", "loose", "magic", "narrow", "open", "plain",
-    "rare", "rough", "secret", "short", "sticky", "thick", "ugly", "useful", "wide", "young",
-    "bent", "bitter", "frozen", "hollow", "royal", "wet",
+    "big", "small", "strange", "sharp", "soft", "round", "long", "empty", "cheap", "clean", "dirty", "deep", "famous",
+    "hidden", "lost", "loose", "magic", "narrow", "open", "plain", "rare", "rough", "secret", "short", "sticky",
+    "thick", "ugly", "useful", "wide", "young", "bent", "bitter", "frozen", "hollow", "royal", "wet",
 ];
 
 const LESSONS: &[&str] = &[
@@ -244,57 +231,39 @@ const LESSONS: &[&str] = &[
     "nobody is too young to help",
 ];
 
-const EXCLAMATIONS: &[&str] = &[
-    "Oh no", "Look", "Wait", "Listen", "Well", "Goodness", "Hurry", "Hush", "Come", "Dear me",
-];
+const EXCLAMATIONS: &[&str] =
+    &["Oh no", "Look", "Wait", "Listen", "Well", "Goodness", "Hurry", "Hush", "Come", "Dear me"];
 
-const SAID: &[&str] = &[
-    "said",
-    "cried",
-    "whispered",
-    "answered",
-    "shouted",
-    "laughed",
-    "muttered",
-];
+const SAID: &[&str] = &["said", "cried", "whispered", "answered", "shouted", "laughed", "muttered"];
 
 const NOUNS: &[&str] = &[
-    "chair", "bucket", "bottle", "wagon", "door", "pillow", "statue", "barrel", "plate", "window",
-    "net", "spoon", "button", "ring", "tent", "anchor", "pot", "sign", "cradle", "sword", "globe",
-    "lamp", "stove", "brick", "coin", "crown", "desk", "fork", "gate", "jar", "lid", "mask",
-    "nest", "oven", "pen", "rug", "shell", "stick", "table", "wall",
+    "chair", "bucket", "bottle", "wagon", "door", "pillow", "statue", "barrel", "plate", "window", "net", "spoon",
+    "button", "ring", "tent", "anchor", "pot", "sign", "cradle", "sword", "globe", "lamp", "stove", "brick", "coin",
+    "crown", "desk", "fork", "gate", "jar", "lid", "mask", "nest", "oven", "pen", "rug", "shell", "stick", "table",
+    "wall",
 ];
 
 const VERBS: &[&str] = &[
-    "carry", "paint", "break", "sell", "steal", "mend", "draw", "hold", "hear", "smell", "push",
-    "clean", "cut", "find", "forget", "bury", "lift", "keep", "count", "lose",
+    "carry", "paint", "break", "sell", "steal", "mend", "draw", "hold", "hear", "smell", "push", "clean", "cut",
+    "find", "forget", "bury", "lift", "keep", "count", "lose",
 ];
 
 const FOOD: &[&str] = &[
-    "soup", "bread", "cheese", "honey", "rice", "fish", "butter", "beans", "cake", "jam", "salt",
-    "porridge", "onions", "sausage",
+    "soup", "bread", "cheese", "honey", "rice", "fish", "butter", "beans", "cake", "jam", "salt", "porridge", "onions",
+    "sausage",
 ];
 
-const TOOLS: &[&str] = &[
-    "hammer", "saw", "axe", "knife", "drill", "chisel", "rake", "shovel", "needle", "wrench",
-    "ladle", "file",
-];
+const TOOLS: &[&str] =
+    &["hammer", "saw", "axe", "knife", "drill", "chisel", "rake", "shovel", "needle", "wrench", "ladle", "file"];
 
 const PLANTS: &[&str] = &[
-    "roses", "tulips", "cabbages", "beans", "thistles", "herbs", "pumpkins", "ivy", "corn",
-    "daisies", "weeds", "vines",
+    "roses", "tulips", "cabbages", "beans", "thistles", "herbs", "pumpkins", "ivy", "corn", "daisies", "weeds", "vines",
 ];
 
-const VESSELS: &[&str] = &[
-    "ship", "canoe", "raft", "ferry", "barge", "dinghy", "tug", "galley", "lifeboat", "yacht",
-];
+const VESSELS: &[&str] = &["ship", "canoe", "raft", "ferry", "barge", "dinghy", "tug", "galley", "lifeboat", "yacht"];
 
-const CLOTHES: &[&str] = &[
-    "shirt", "apron", "cloak", "dress", "sock", "jacket", "glove", "shawl", "curtain", "flag",
-    "vest", "bonnet",
-];
+const CLOTHES: &[&str] =
+    &["shirt", "apron", "cloak", "dress", "sock", "jacket", "glove", "shawl", "curtain", "flag", "vest", "bonnet"];
 
-const SOUNDS: &[&str] = &[
-    "waltz", "march", "trumpet", "harp", "violin", "lullaby", "organ", "horn", "tune", "song",
-    "banjo", "choir",
-];
+const SOUNDS: &[&str] =
+    &["waltz", "march", "trumpet", "harp", "violin", "lullaby", "organ", "horn", "tune", "song", "banjo", "choir"];

@@ -46,11 +46,7 @@ pub const ASIDES: Beat = &[
 ];
 
 /// Sentences that no plot foresees, between any two steps.
-pub const EVENTS: Beat = &[
-    "{~sentence}",
-    "{~sentence} {~Sentence}",
-    "{~sentence} {~Sentence} {~Sentence}",
-];
+pub const EVENTS: Beat = &["{~sentence}", "{~sentence} {~Sentence}", "{~sentence} {~Sentence} {~Sentence}"];
 
 /// How a story ends.
 pub const ENDINGS: Beat = &[
@@ -65,9 +61,7 @@ pub const ENDINGS: Beat = &[
 ];
 
 /// The plots, each a row of steps.
-pub const PLOTS: &[&[Beat]] = &[
-    LOST, GIFT, SWAP, RACE, JOURNEY, SHARE, RESCUE, RIDDLE, BUILD, SECRET, LETTER,
-];
+pub const PLOTS: &[&[Beat]] = &[LOST, GIFT, SWAP, RACE, JOURNEY, SHARE, RESCUE, RIDDLE, BUILD, SECRET, LETTER];
 
 const LOST: &[Beat] = &[
     &[
@@ -178,10 +172,7 @@ const JOURNEY: &[Beat] = &[
         "{hero} had to bring {a thing} to {elder} in {town2}, far away from {town}.",
         "\"{elder} of {town2} is waiting for this {thing},\" said {friend}. \"Will you go with me?\"",
     ],
-    &[
-        "they packed {n} {food} and walked {way}.",
-        "{he} took {n} {food}, kissed {petname}, and left on {day}.",
-    ],
+    &["they packed {n} {food} and walked {way}.", "{he} took {n} {food}, kissed {petname}, and left on {day}."],
     &[
         "{spot}, they met a [thin|tired|lame|lost] {animal}. It {anoise}. {Hero} gave it {k} {food}, and {m} were left.",
         "{a animal} sat {spot}. \"Please,\" it said, \"I have not eaten since {day}.\" So {friend} gave it {k} of the {n} {food}.",
@@ -255,10 +246,7 @@ const RIDDLE: &[Beat] = &[
         "{elder} of {town} knew many riddles. \"If you guess one,\" {elder} said, \"you may have my {thing}.\"",
         "the gate of {region} was shut. \"Only one who can guess may pass,\" said {elder}.",
     ],
-    &[
-        "\"tell me,\" said {elder}, \"{riddle}?\"",
-        "\"here is my riddle,\" {~said} {elder}. \"{Riddle}?\"",
-    ],
+    &["\"tell me,\" said {elder}, \"{riddle}?\"", "\"here is my riddle,\" {~said} {elder}. \"{Riddle}?\""],
     &[
         "\"is it {a thing2}?\" asked {friend}. \"No,\" said {elder}.",
         "{friend} thought of {a thing2}, but that was wrong. {Third} thought of {a animal}, but that was wrong too.",

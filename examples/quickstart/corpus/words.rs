@@ -2,16 +2,16 @@
 
 /// Names of girls.
 pub const GIRLS: &[&str] = &[
-    "Mina", "Tilda", "Orla", "Petra", "Saskia", "Juno", "Willa", "Greta", "Nora", "Fenna", "Ines",
-    "Lotte", "Marta", "Pia", "Ruta", "Selma", "Thea", "Ulla", "Vera", "Yara", "Zelda", "Anouk",
-    "Brina", "Calla", "Dora", "Elsa", "Hedda", "Ivy", "Katya", "Leona",
+    "Mina", "Tilda", "Orla", "Petra", "Saskia", "Juno", "Willa", "Greta", "Nora", "Fenna", "Ines", "Lotte", "Marta",
+    "Pia", "Ruta", "Selma", "Thea", "Ulla", "Vera", "Yara", "Zelda", "Anouk", "Brina", "Calla", "Dora", "Elsa",
+    "Hedda", "Ivy", "Katya", "Leona",
 ];
 
 /// Names of boys.
 pub const BOYS: &[&str] = &[
-    "Aldo", "Bram", "Casper", "Dirk", "Emil", "Felix", "Gustav", "Hugo", "Ivo", "Jonas", "Kurt",
-    "Lars", "Milo", "Niels", "Otto", "Pavel", "Quinn", "Rolf", "Sander", "Theo", "Umar", "Viktor",
-    "Walt", "Yuri", "Anton", "Boris", "Cyril", "Dario", "Ernst", "Florian",
+    "Aldo", "Bram", "Casper", "Dirk", "Emil", "Felix", "Gustav", "Hugo", "Ivo", "Jonas", "Kurt", "Lars", "Milo",
+    "Niels", "Otto", "Pavel", "Quinn", "Rolf", "Sander", "Theo", "Umar", "Viktor", "Walt", "Yuri", "Anton", "Boris",
+    "Cyril", "Dario", "Ernst", "Florian",
 ];
 
 /// Pronouns of a girl: subject, object, possessive.
@@ -22,8 +22,8 @@ pub const HE: [&str; 3] = ["he", "him", "his"];
 
 /// Names of pets.
 pub const PET_NAMES: &[&str] = &[
-    "Button", "Pepper", "Biscuit", "Thimble", "Mossy", "Pickle", "Soot", "Nutmeg", "Clover",
-    "Bramble", "Whistle", "Turnip", "Marble", "Puddle", "Cricket", "Feather",
+    "Button", "Pepper", "Biscuit", "Thimble", "Mossy", "Pickle", "Soot", "Nutmeg", "Clover", "Bramble", "Whistle",
+    "Turnip", "Marble", "Puddle", "Cricket", "Feather",
 ];
 
 /// Kinds of pets and other animals, each with the noise it makes.
@@ -84,9 +84,9 @@ pub const THINGS: &[(&str, &str)] = &[
 
 /// What an object looks like.
 pub const LOOKS: &[&str] = &[
-    "red", "blue", "green", "yellow", "white", "black", "brown", "orange", "purple", "silver",
-    "golden", "wooden", "tin", "copper", "paper", "glass", "tiny", "heavy", "striped", "broken",
-    "old", "new", "painted", "dusty", "shiny", "crooked",
+    "red", "blue", "green", "yellow", "white", "black", "brown", "orange", "purple", "silver", "golden", "wooden",
+    "tin", "copper", "paper", "glass", "tiny", "heavy", "striped", "broken", "old", "new", "painted", "dusty", "shiny",
+    "crooked",
 ];
 
 /// A region of the town: its name, the way there, and places in it.
@@ -234,8 +234,8 @@ pub const ELDERS: &[&str] = &[
 
 /// Traits of a child.
 pub const TRAITS: &[&str] = &[
-    "clever", "shy", "brave", "curious", "careless", "patient", "stubborn", "cheerful", "quiet",
-    "hungry", "lonely", "kind", "restless", "careful", "proud", "honest",
+    "clever", "shy", "brave", "curious", "careless", "patient", "stubborn", "cheerful", "quiet", "hungry", "lonely",
+    "kind", "restless", "careful", "proud", "honest",
 ];
 
 /// Food that comes in numbers.
@@ -291,10 +291,8 @@ pub const BUILDS: &[&str] = &[
 ];
 
 /// Building materials.
-pub const MATERIALS: &[&str] = &[
-    "planks", "nails", "bricks", "rope", "straw", "clay", "branches", "canvas", "paint", "stones",
-    "wire", "reeds",
-];
+pub const MATERIALS: &[&str] =
+    &["planks", "nails", "bricks", "rope", "straw", "clay", "branches", "canvas", "paint", "stones", "wire", "reeds"];
 
 /// Riddles: the question and its answer.
 pub const RIDDLES: &[(&str, &str)] = &[
@@ -303,47 +301,31 @@ pub const RIDDLES: &[(&str, &str)] = &[
     ("what runs all day but never gets tired", "the river"),
     ("what has an eye but cannot see", "a needle"),
     ("what grows when it is fed and dies when it drinks", "fire"),
-    (
-        "what goes up the hill and down the hill but never moves",
-        "the road",
-    ),
+    ("what goes up the hill and down the hill but never moves", "the road"),
     ("what can fill a room but weighs nothing", "light"),
     ("what has a neck but no head", "a bottle"),
     ("what falls every winter and never gets hurt", "snow"),
     ("what has many leaves but is not a tree", "a book"),
     ("what has four legs and never walks", "a table"),
-    (
-        "what follows you at noon and leaves you at night",
-        "your shadow",
-    ),
+    ("what follows you at noon and leaves you at night", "your shadow"),
     ("what speaks without a mouth in the valley", "an echo"),
     ("what gets wet while it dries", "a towel"),
 ];
 
 /// Days of the week.
-pub const DAYS: &[&str] = &[
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-];
+pub const DAYS: &[&str] = &["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
 /// Seasons.
 pub const SEASONS: &[&str] = &["spring", "summer", "autumn", "winter"];
 
 /// Number words; the index is the number.
-pub const NUMBERS: &[&str] = &[
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve",
-];
+pub const NUMBERS: &[&str] =
+    &["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"];
 
 /// First halves of invented names.
 pub const NAME_HEADS: &[&str] = &[
-    "Bel", "Dor", "Mar", "Kel", "Tan", "Wen", "Hol", "Fal", "Gren", "Lin", "Os", "Pel", "Rav",
-    "Sil", "Tor", "Ver", "Ash", "Brim", "Cor", "Drum", "El", "Fen", "Had", "Im",
+    "Bel", "Dor", "Mar", "Kel", "Tan", "Wen", "Hol", "Fal", "Gren", "Lin", "Os", "Pel", "Rav", "Sil", "Tor", "Ver",
+    "Ash", "Brim", "Cor", "Drum", "El", "Fen", "Had", "Im",
 ];
 
 /// Middles of invented names.
@@ -351,6 +333,6 @@ pub const NAME_MIDDLES: &[&str] = &["", "a", "en", "i", "o", "er", "u", "in"];
 
 /// Last halves of invented names.
 pub const NAME_TAILS: &[&str] = &[
-    "ham", "wick", "stead", "mouth", "field", "dale", "bury", "ford", "gate", "mere", "ton",
-    "cliff", "brook", "haven", "moor", "well",
+    "ham", "wick", "stead", "mouth", "field", "dale", "bury", "ford", "gate", "mere", "ton", "cliff", "brook", "haven",
+    "moor", "well",
 ];

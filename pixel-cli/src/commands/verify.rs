@@ -84,11 +84,12 @@ impl Args {
 
     /// What is wrong with an error, measured or recorded.
     fn judge(&self, name: &str, recorded: f64, found: f64) -> Option<String> {
-        // Also where the error is NaN: the source is then not the one that was compressed.
-        if !(found <= recorded * RECORD_TOLERANCE + RECORD_SLACK) {
+        // A NaN is within nothing.
+        let is_within = |limit: f64| found <= limit;
+        if !is_within(recorded * RECORD_TOLERANCE + RECORD_SLACK) {
             return Some(format!("tensor \"{name}\": relative MSE {found:.3e}, the archive records {recorded:.3e}"));
         }
-        let limit = self.max_relative_mse.filter(|&limit| !(found <= limit))?;
+        let limit = self.max_relative_mse.filter(|&limit| !is_within(limit))?;
         Some(format!("tensor \"{name}\": relative MSE {found:.3e} exceeds {limit:.3e}"))
     }
 

@@ -70,12 +70,35 @@ pub fn with_hash(hash: Hash, bits: f64, window: u32) -> Box<dyn Codec> {
     Box::new(TrellisCodec::new(hash, step, window))
 }
 
+/// The instructions that a search may use; all make the same choices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Simd {
+    /// What every machine of the target has.
+    Portable,
+    /// Up to AVX2.
+    Avx2,
+    /// Up to AVX-512 F and BW.
+    Avx512,
+}
+
+/// A codec whose search uses no wider instructions than `simd`, to compare them; the codes are the same.
+///
+/// # Panics
+/// If `window` is outside 8..=16.
+pub fn with_simd(bits: f64, window: u32, simd: Simd) -> Box<dyn Codec> {
+    let step = Step::for_rate(bits);
+    assert!((8..=16).contains(&window), "window {window}");
+    Box::new(TrellisCodec { simd, ..TrellisCodec::new(Hash::new(step.weights), step, window) })
+}
+
 /// A trellis of fixed rate and window.
 #[derive(Debug)]
 struct TrellisCodec {
     hash: Hash,
     step: Step,
     window: u32,
+    /// The widest instructions allowed.
+    simd: Simd,
     /// Made by the first encoder; decoding needs none.
     tables: OnceLock<Tables>,
 }
@@ -91,7 +114,7 @@ pub fn tile_grid(shape: Shape) -> TileGrid {
 
 impl TrellisCodec {
     fn new(hash: Hash, step: Step, window: u32) -> Self {
-        Self { hash, step, window, tables: OnceLock::new() }
+        Self { hash, step, window, simd: Simd::Avx512, tables: OnceLock::new() }
     }
 
     fn tile_words(&self) -> usize {
@@ -146,7 +169,7 @@ impl Codec for TrellisCodec {
         Box::new(TrellisEncoder {
             codec: self,
             grid,
-            search: Search::new(tables, Engine::detect(tables), TILE_LEN),
+            search: Search::new(tables, Engine::detect(tables, self.simd), TILE_LEN),
             words: vec![0; grid.num_tiles() * self.tile_words()],
         })
     }

@@ -13,6 +13,7 @@
 //!
 //! A tile starts and ends in the same state, whose low `L − k` bits are found first by a free search over the seam.
 
+use super::Simd;
 use super::patterns::{Hash, Step};
 
 /// States that a vector step handles together; tables are blocked by it.
@@ -123,9 +124,20 @@ impl Engine {
         engines
     }
 
-    /// The fastest that this machine and this trellis allow.
-    pub(super) fn detect(tables: &Tables) -> Self {
-        *Self::available(tables).last().expect("the reference is always there")
+    /// The fastest that this machine, this trellis and `simd` allow.
+    pub(super) fn detect(tables: &Tables, simd: Simd) -> Self {
+        let fastest = Self::available(tables).into_iter().rev().find(|engine| engine.needs() <= simd);
+        fastest.expect("the reference is always there")
+    }
+
+    const fn needs(self) -> Simd {
+        match self {
+            Self::Reference | Self::Portable => Simd::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => Simd::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => Simd::Avx512,
+        }
     }
 
     /// One step: fills `new` from `old`, both `[J]` and `old` followed by `LANES` values that may be read but do not
@@ -168,6 +180,8 @@ fn step_portable<const WEIGHTS: usize, const BITS: u32>(
     old: &[u16],
     new: &mut [u16],
 ) -> u16 {
+    // `tables.doublings`, known to the compiler.
+    let doublings = if WEIGHTS == 2 { 0 } else { BITS - 2 };
     let num_low = tables.num_low();
     let mut least = [u16::MAX; LANES];
     let blocks = tables.values.chunks_exact((WEIGHTS * LANES) << BITS);
@@ -180,7 +194,7 @@ fn step_portable<const WEIGHTS: usize, const BITS: u32>(
                 let mut cost = 0u16;
                 for weight in 0..WEIGHTS {
                     let mut difference = target[weight].saturating_sub(values[weight * LANES + lane]);
-                    for _ in 0..tables.doublings {
+                    for _ in 0..doublings {
                         difference = difference.saturating_add(difference);
                     }
                     cost = cost.saturating_add(((i32::from(difference) * i32::from(difference)) >> 16) as u16);
@@ -296,7 +310,7 @@ mod tests {
             window in 8u32..=12
         ) {
             let tables = Tables::new(Hash::new(weights), Step { weights, bits }, window);
-            let mut search = Search::new(&tables, Engine::detect(&tables), tile.len());
+            let mut search = Search::new(&tables, Engine::detect(&tables, Simd::Avx512), tile.len());
             let steps = tile.len() / weights;
             let mut chunks = vec![0; steps];
             search.run(&tile, &mut chunks);
