@@ -75,3 +75,65 @@ fn every_bit_flip_is_an_error_or_leaves_valid_weights() {
     assert!(accepted.iter().all(|&byte| byte < header_end), "a flip of the data went unnoticed: {accepted:?}");
     assert!(accepted.len() < 64, "{} flips of the header went unnoticed: {accepted:?}", accepted.len());
 }
+
+/// The archive with its manifest changed, hashes made right again, and `extra` F16 tensors of one value added.
+fn forged(bytes: &[u8], extra: &[&str], change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..start]).unwrap();
+    let mut manifest = serde_json::from_str(header["__metadata__"]["pixel"].as_str().unwrap()).unwrap();
+    change(&mut manifest);
+    let text = manifest.to_string();
+    header["__metadata__"]["pixel_blake3"] = blake3::hash(text.as_bytes()).to_hex().to_string().into();
+    header["__metadata__"]["pixel"] = text.into();
+    let mut data = bytes[start..].to_vec();
+    for name in extra {
+        header[name] =
+            serde_json::json!({ "dtype": "F16", "shape": [1], "data_offsets": [data.len(), data.len() + 2] });
+        data.extend([0, 0]);
+    }
+    let header = header.to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
+}
+
+#[test]
+fn manifests_that_contradict_themselves_are_refused_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = small_archive(dir.path());
+    let path = dir.path().join("forged.safetensors");
+    let open = |extra: &[&str], change: &dyn Fn(&mut serde_json::Value)| {
+        std::fs::write(&path, forged(&bytes, extra, change)).unwrap();
+        Archive::open(&path)
+    };
+    let error = |extra: &[&str], change: &dyn Fn(&mut serde_json::Value)| {
+        let error = open(extra, change).unwrap_err();
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        format!("{error}{cause}")
+    };
+    assert!(open(&[], &|_| {}).is_ok());
+    assert!(open(&[], &|m| m["version"] = "1.7".into()).is_ok());
+    assert!(open(&[], &|m| m["tensors"]["trellis"]["a_later_field"] = 1.into()).is_ok());
+    assert!(error(&[], &|m| m["version"] = "2.0".into()).contains("format version 2.0 cannot be read"));
+    assert!(error(&["stray"], &|_| {}).contains("stored tensor \"stray\" is not listed"));
+    assert!(error(&[], &|m| m["kept"]["trellis.codes"] = "0".into()).contains("\"trellis.codes\" is listed twice"));
+    assert!(error(&["trellis"], &|m| m["kept"]["trellis"] = "0".into()).contains("both as packed and as kept"));
+    assert!(error(&[], &|m| m["kept"]["absent"] = "0".into()).contains("\"absent\" is listed but not stored"));
+    assert!(error(&[], &|m| m["tensors"]["trellis"]["shape"] = [160, 24].into()).contains("stream \"codes\" holds"));
+    assert!(error(&[], &|m| m["tensors"]["trellis"]["shape"] = [0, 24].into()).contains("0×24 holds no weights"));
+    assert!(error(&[], &|m| m["tensors"]["trellis"]["codec"]["bits"] = 9.into()).contains("no rate of 9 bits"));
+    assert!(error(&[], &|m| m["tensors"]["trellis"]["rotation"] = "12".into()).contains("not 16 hexadecimal digits"));
+}
+
+#[test]
+fn numbers_that_decode_to_nothing_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = small_archive(dir.path());
+    let path = dir.path().join("forged.safetensors");
+    std::fs::write(&path, forged(&bytes, &[], |m| m["tensors"]["trellis"]["exponent"] = 127.into())).unwrap();
+    let error = Archive::open(&path).unwrap().packed("trellis").unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("\"exponent\" = 127 is outside -126..=126"), "{cause}");
+    // A scale and an exponent at the end of their ranges overflow f32: the weights saturate.
+    std::fs::write(&path, forged(&bytes, &[], |m| m["tensors"]["trellis"]["exponent"] = 126.into())).unwrap();
+    let weight = Archive::open(&path).unwrap().packed("trellis").unwrap().synthesize();
+    assert!(weight.as_slice().iter().all(|w| w.is_finite()));
+}

@@ -1,11 +1,12 @@
 //! `pixel compress`.
 
+use super::run_args::RunArgs;
 use crate::output::{self, table};
 use crate::progress::Bar;
 use anyhow::{Context, Result, bail};
 use pixel_core::CodecSpec;
 use pixel_core::archive::Checkpoint;
-use pixel_core::compressor::{CompressionReport, Plan, RunOptions, Sample, compress_checkpoint, sample_errors};
+use pixel_core::compressor::{CompressionReport, Plan, Sample, compress_checkpoint, sample_errors};
 use pixel_core::metrics::ErrorSums;
 use pixel_core::recipe::{Decision, Recipe, Rule, Treatment};
 use serde_json::json;
@@ -57,24 +58,14 @@ pub(crate) struct Args {
     /// Seed of the rotations
     #[arg(long)]
     seed: Option<u64>,
-    /// Workers, each with one tensor at a time; 0 for one a processor
-    #[arg(long, short, default_value_t = 0)]
-    threads: usize,
     /// Write nothing: print the exact size, the peak memory, and the error of sampled rows
     #[arg(long)]
     dry_run: bool,
     /// Print the recipe that results from file and options, and stop
     #[arg(long)]
     print_recipe: bool,
-    /// Replace OUT if it exists
-    #[arg(long)]
-    overwrite: bool,
-    /// Print a JSON report instead of text
-    #[arg(long)]
-    json: bool,
-    /// Print nothing but errors
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -99,9 +90,11 @@ impl Args {
         match (self.dry_run, &self.output) {
             (true, _) => self.print_dry_run(&checkpoint, &plan, &sample_errors(&checkpoint, &plan, DRY_RUN_SAMPLES)?),
             (false, Some(output)) => {
-                let bar = Bar::new(plan.items().iter().map(|item| item.num_weights()).sum(), self.quiet || self.json)?;
-                let options = RunOptions { threads: self.threads, overwrite: self.overwrite };
-                let report = compress_checkpoint(&checkpoint, &plan, output, options, &bar)?;
+                let bar = Bar::new(
+                    plan.items().iter().map(|item| item.num_weights()).sum(),
+                    self.run.quiet || self.run.json,
+                )?;
+                let report = compress_checkpoint(&checkpoint, &plan, output, self.run.options(), &bar)?;
                 bar.finish();
                 self.print_report(&report)?;
             }
@@ -159,11 +152,11 @@ impl Args {
 
     fn print_dry_run(&self, checkpoint: &Checkpoint, plan: &Plan, samples: &[Sample]) {
         let source: u64 = plan.items().iter().map(|item| item.source_bytes).sum();
-        let threads = match self.threads {
+        let threads = match self.run.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        if self.json {
+        if self.run.json {
             let samples: Vec<_> = samples
                 .iter()
                 .map(|s| json!({ "tensor": s.name, "codec": s.codec, "rows": s.rows, "relative_mse": s.error.relative_mse() }))
@@ -214,7 +207,7 @@ impl Args {
     }
 
     fn print_report(&self, report: &CompressionReport) -> Result<()> {
-        if self.json {
+        if self.run.json {
             let summary = json!({
                 "source_bytes": report.source_bytes(),
                 "compression_ratio": report.compression_ratio(),
@@ -224,7 +217,7 @@ impl Args {
                 "report": serde_json::to_value(report)?,
             });
             println!("{summary:#}");
-        } else if !self.quiet {
+        } else if !self.run.quiet {
             let mut groups = table(&["treatment", "tensors", "weights", "bytes", "bits/weight", "relative MSE"], 1);
             for group in report.groups() {
                 groups.add_row([

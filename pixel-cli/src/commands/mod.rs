@@ -5,4 +5,5 @@ pub(crate) mod compress;
 pub(crate) mod decompress;
 pub(crate) mod diff;
 pub(crate) mod inspect;
+mod run_args;
 pub(crate) mod verify;

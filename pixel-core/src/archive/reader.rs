@@ -254,3 +254,22 @@ fn read_stream(dtype: StreamType, bytes: &[u8]) -> Stream {
         StreamType::F16 => Stream::F16(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::CodecSpec;
+    use crate::matrix::Shape;
+
+    #[test]
+    fn a_weight_far_larger_than_its_codes_is_refused() {
+        let spec = CodecSpec::new("matching", 0.5).with_option("tile", 0).with_option("patterns", 1);
+        let check = |m, n| {
+            let shape = Shape::new(m, n).unwrap();
+            check_expansion(shape, &spec_streams(&spec, shape).unwrap())
+        };
+        assert!(check(512, 512).is_ok());
+        let error = check(1, 1 << 34).unwrap_err().to_string();
+        assert!(error.contains("1×17179869184 is outside what"), "{error}");
+    }
+}
