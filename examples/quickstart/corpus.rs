@@ -15,11 +15,11 @@ use facts::Facts;
 use templates::{ASIDES, ENDINGS, EVENTS, OPENINGS, PLOTS};
 
 /// What separates two stories in a text.
-pub const STORY_BREAK: &str = "\n\n";
+pub(crate) const STORY_BREAK: &str = "\n\n";
 
 /// A part of the corpus; each has a seed of its own.
 #[derive(Clone, Copy, Debug)]
-pub enum Split {
+pub(crate) enum Split {
     /// What the model learns from.
     Train,
     /// What perplexity is measured on.
@@ -39,7 +39,7 @@ impl Split {
 }
 
 /// The stories of a split, as many as it takes to reach `bytes` of text.
-pub fn stories(split: Split, bytes: usize) -> Vec<String> {
+pub(crate) fn stories(split: Split, bytes: usize) -> Vec<String> {
     let mut dice = Dice::new(split.seed());
     let mut stories = Vec::new();
     let mut total = 0;

@@ -12,12 +12,12 @@ use crate::tokenizer::{self, EOS};
 const STORIES_PER_DOCUMENT: usize = 4;
 
 /// Joins stories into one text.
-pub fn join(stories: &[String]) -> String {
+pub(crate) fn join(stories: &[String]) -> String {
     stories.join(STORY_BREAK)
 }
 
 /// A batch of sequences.
-pub struct Batch {
+pub(crate) struct Batch {
     /// What the model sees, `[batch, length]`.
     pub inputs: Tensor<2, Int>,
     /// The token after each input, `[batch * length]`.
@@ -26,7 +26,7 @@ pub struct Batch {
 
 impl Batch {
     /// Splits windows of `length + 1` tokens into inputs and targets.
-    pub fn new(windows: &[&[u32]], device: &Device) -> Self {
+    pub(crate) fn new(windows: &[&[u32]], device: &Device) -> Self {
         let length = windows[0].len() - 1;
         let part = |from: usize| -> Vec<i32> {
             let part = windows.iter().flat_map(|w| &w[from..from + length]);
@@ -39,7 +39,7 @@ impl Batch {
 }
 
 /// The training tokens: documents, each between its begin and end tokens.
-pub struct TokenStream {
+pub(crate) struct TokenStream {
     tokens: Vec<u32>,
     /// Where documents begin.
     starts: Vec<usize>,
@@ -47,7 +47,7 @@ pub struct TokenStream {
 
 impl TokenStream {
     /// Encodes the stories as documents of a few stories each.
-    pub fn encode(stories: &[String], tokenizer: &Tokenizer, dice: &mut Dice) -> Result<Self> {
+    pub(crate) fn encode(stories: &[String], tokenizer: &Tokenizer, dice: &mut Dice) -> Result<Self> {
         let eos = tokenizer::special(tokenizer, EOS)?;
         let (mut tokens, mut starts) = (Vec::new(), Vec::new());
         let mut rest = stories;
@@ -63,12 +63,12 @@ impl TokenStream {
     }
 
     /// The number of tokens.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.tokens.len()
     }
 
     /// A random batch; every other window begins a document, the others anywhere.
-    pub fn batch(&self, count: usize, length: usize, dice: &mut Dice, device: &Device) -> Batch {
+    pub(crate) fn batch(&self, count: usize, length: usize, dice: &mut Dice, device: &Device) -> Batch {
         let last = self.tokens.len() - length - 1;
         let windows: Vec<&[u32]> = (0..count)
             .map(|index| match index % 2 {
@@ -82,7 +82,7 @@ impl TokenStream {
 }
 
 /// A text cut into windows of `length + 1` tokens which share their end points.
-pub fn windows(text: &str, tokenizer: &Tokenizer, length: usize) -> Result<Vec<Vec<u32>>> {
+pub(crate) fn windows(text: &str, tokenizer: &Tokenizer, length: usize) -> Result<Vec<Vec<u32>>> {
     let tokens = tokenizer::encode(tokenizer, text)?;
     let starts = (0..).step_by(length);
     Ok(starts.map_while(|start| tokens.get(start..=start + length)).map(<[u32]>::to_vec).collect())

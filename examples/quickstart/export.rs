@@ -16,7 +16,7 @@ use crate::model::{Block, Llama, LlamaShape};
 use crate::tokenizer::{BOS, EOS, special};
 
 /// Rounds every weight to F16 and back, so that what is measured is what is written.
-pub fn round_to_f16(model: Llama) -> Llama {
+pub(crate) fn round_to_f16(model: Llama) -> Llama {
     model.map(&mut RoundToF16)
 }
 
@@ -29,7 +29,7 @@ impl ModuleMapper for RoundToF16 {
 }
 
 /// Writes `config.json`, `tokenizer.json` and `model.safetensors` into a folder.
-pub fn write_model(folder: &Path, shape: &LlamaShape, model: &Llama, tokenizer: &Tokenizer) -> Result<()> {
+pub(crate) fn write_model(folder: &Path, shape: &LlamaShape, model: &Llama, tokenizer: &Tokenizer) -> Result<()> {
     let config = serde_json::to_string_pretty(&config(shape, tokenizer)?)? + "\n";
     let vocabulary = tokenizer.to_string(true).map_err(anyhow::Error::from_boxed)?;
     write(&folder.join("config.json"), config.as_bytes())?;
@@ -38,7 +38,7 @@ pub fn write_model(folder: &Path, shape: &LlamaShape, model: &Llama, tokenizer: 
 }
 
 /// Writes a file under a temporary name and renames it, so that no reader sees a part of it.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let part = path.with_added_extension("part");
     let write = || -> std::io::Result<()> {
         if let Some(folder) = path.parent() {

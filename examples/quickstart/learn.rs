@@ -16,7 +16,7 @@ use crate::positions::Positions;
 
 /// How a model is trained.
 #[derive(Clone, Copy, Debug)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     /// Number of updates.
     pub steps: usize,
     /// Updates over which the learning rate rises from zero.
@@ -45,7 +45,7 @@ impl Schedule {
 const REPORT_EVERY: usize = 50;
 
 /// Trains a model from random weights and prints the mean loss as it goes.
-pub fn train(
+pub(crate) fn train(
     shape: &LlamaShape,
     schedule: &Schedule,
     stream: &TokenStream,
@@ -84,7 +84,7 @@ fn optimizer() -> ModuleOptimizer {
 }
 
 /// The mean over all tokens of `-ln p(token)`, windows taken one by one without shared context.
-pub fn mean_loss(model: &Llama, shape: &LlamaShape, windows: &[Vec<u32>], device: &Device) -> Result<f64> {
+pub(crate) fn mean_loss(model: &Llama, shape: &LlamaShape, windows: &[Vec<u32>], device: &Device) -> Result<f64> {
     if windows.is_empty() {
         return Err(anyhow!("the text is shorter than {} tokens", shape.context));
     }

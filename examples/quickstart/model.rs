@@ -9,7 +9,7 @@ use crate::positions::Positions;
 
 /// The shape of a model.
 #[derive(Clone, Copy, Debug)]
-pub struct LlamaShape {
+pub(crate) struct LlamaShape {
     /// Number of tokens in the vocabulary.
     pub vocabulary: usize,
     /// Width of the residual stream.
@@ -34,7 +34,7 @@ pub struct LlamaShape {
 
 impl LlamaShape {
     /// The model of the quickstart: 853,120 parameters.
-    pub const QUICKSTART: Self = Self {
+    pub(crate) const QUICKSTART: Self = Self {
         vocabulary: 512,
         hidden: 128,
         layers: 4,
@@ -48,7 +48,7 @@ impl LlamaShape {
     };
 
     /// A model of this shape with random weights.
-    pub fn init(&self, device: &Device) -> Llama {
+    pub(crate) fn init(&self, device: &Device) -> Llama {
         let embedding =
             EmbeddingConfig::new(self.vocabulary, self.hidden).with_initializer(normal(INIT_STD)).init(device);
         Llama {
@@ -103,7 +103,7 @@ fn linear(d_input: usize, d_output: usize, std: f64, device: &Device) -> Linear 
 ///
 /// The fields bear the names of the Hugging Face layout.
 #[derive(Module, Debug)]
-pub struct Llama {
+pub(crate) struct Llama {
     /// One row per token, `[vocabulary, hidden]`.
     pub embed_tokens: Embedding,
     /// The blocks, from the input upwards.
@@ -118,7 +118,7 @@ impl Llama {
     /// # Shapes
     /// - tokens: `[batch, length]`
     /// - output: `[batch * length, vocabulary]`
-    pub fn forward(&self, tokens: Tensor<2, Int>, positions: &Positions) -> Tensor<2> {
+    pub(crate) fn forward(&self, tokens: Tensor<2, Int>, positions: &Positions) -> Tensor<2> {
         let mut stream = self.embed_tokens.forward(tokens);
         for layer in &self.layers {
             stream = layer.forward(stream, positions);
@@ -131,7 +131,7 @@ impl Llama {
 
 /// Attention, then a feed-forward part, each added to the residual stream.
 #[derive(Module, Debug)]
-pub struct Block {
+pub(crate) struct Block {
     /// The norm before attention.
     pub input_layernorm: RmsNorm,
     /// The part that looks back.
@@ -153,7 +153,7 @@ impl Block {
 
 /// Causal attention with rotary positions, several query heads per key head.
 #[derive(Module, Debug)]
-pub struct Attention {
+pub(crate) struct Attention {
     /// Queries, `[hidden, heads * d_head]`.
     pub q_proj: Linear,
     /// Keys, `[hidden, kv_heads * d_head]`.
@@ -196,7 +196,7 @@ impl Attention {
 
 /// The gated feed-forward part: `down(silu(gate(x)) · up(x))`.
 #[derive(Module, Debug)]
-pub struct FeedForward {
+pub(crate) struct FeedForward {
     /// What is let through, `[hidden, intermediate]`.
     pub gate_proj: Linear,
     /// What passes the gate, `[hidden, intermediate]`.

@@ -9,7 +9,7 @@ const HIDDEN: f32 = -1e9;
 
 /// What attention needs to know of positions.
 #[derive(Clone, Debug)]
-pub struct Positions {
+pub(crate) struct Positions {
     cos: Tensor<4>,
     sin: Tensor<4>,
     causal: Tensor<2>,
@@ -17,7 +17,7 @@ pub struct Positions {
 
 impl Positions {
     /// The tables for sequences of at most `shape.context` tokens.
-    pub fn new(shape: &LlamaShape, device: &Device) -> Self {
+    pub(crate) fn new(shape: &LlamaShape, device: &Device) -> Self {
         let (length, half) = (shape.context, shape.d_head / 2);
         let table = |f: fn(f64) -> f64| {
             let angles = rotary_angles(length, half, shape.rope_theta);
@@ -37,7 +37,7 @@ impl Positions {
     ///
     /// # Shapes
     /// - heads, output: `[batch, heads, length, d_head]`
-    pub fn rotate(&self, heads: Tensor<4>) -> Tensor<4> {
+    pub(crate) fn rotate(&self, heads: Tensor<4>) -> Tensor<4> {
         let [_, _, length, width] = heads.dims();
         let cos = self.cos.clone().narrow(2, 0, length);
         let sin = self.sin.clone().narrow(2, 0, length);
@@ -48,7 +48,7 @@ impl Positions {
     }
 
     /// Zero where a query may look and [`HIDDEN`] where not, `[1, 1, stack * length, length]`.
-    pub fn mask(&self, stack: usize, length: usize) -> Tensor<4> {
+    pub(crate) fn mask(&self, stack: usize, length: usize) -> Tensor<4> {
         let one = self.causal.clone().narrow(0, 0, length);
         let one = one.narrow(1, 0, length).repeat_dim(0, stack);
         one.reshape([1, 1, stack * length, length])

@@ -11,7 +11,7 @@ use crate::positions::Positions;
 use crate::tokenizer::{self, EOS};
 
 /// Continues texts with a model.
-pub struct Writer<'a> {
+pub(crate) struct Writer<'a> {
     model: &'a Llama,
     tokenizer: &'a Tokenizer,
     device: &'a Device,
@@ -21,14 +21,14 @@ pub struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     /// Prepares a model of the given shape for writing.
-    pub fn new(model: &'a Llama, shape: &LlamaShape, tokenizer: &'a Tokenizer, device: &'a Device) -> Self {
+    pub(crate) fn new(model: &'a Llama, shape: &LlamaShape, tokenizer: &'a Tokenizer, device: &'a Device) -> Self {
         Self { model, tokenizer, device, positions: Positions::new(shape, device), context: shape.context }
     }
 
     /// Continues a prompt until the document ends or the context is full.
     ///
     /// Each token is drawn with a chance in proportion to `p^(1 / temperature)`.
-    pub fn continue_text(&self, prompt: &str, temperature: f64, dice: &mut Dice) -> Result<String> {
+    pub(crate) fn continue_text(&self, prompt: &str, temperature: f64, dice: &mut Dice) -> Result<String> {
         let eos = tokenizer::special(self.tokenizer, EOS)?;
         let mut tokens = tokenizer::encode(self.tokenizer, prompt)?;
         while tokens.len() < self.context && tokens.last() != Some(&eos) {

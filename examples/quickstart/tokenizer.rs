@@ -8,14 +8,14 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
 /// Begins a document.
-pub const BOS: &str = "<s>";
+pub(crate) const BOS: &str = "<s>";
 
 /// Ends a document.
-pub const EOS: &str = "</s>";
+pub(crate) const EOS: &str = "</s>";
 
 /// Learns a tokenizer of `vocabulary` tokens; all 256 bytes are among them, so that it encodes
 /// any text.
-pub fn train(texts: &[String], vocabulary: usize) -> Result<Tokenizer> {
+pub(crate) fn train(texts: &[String], vocabulary: usize) -> Result<Tokenizer> {
     let bytes = ByteLevel::new(false, true, true);
     let mut tokenizer = Tokenizer::new(BPE::default());
     tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
@@ -27,12 +27,12 @@ pub fn train(texts: &[String], vocabulary: usize) -> Result<Tokenizer> {
 }
 
 /// The number of a special token.
-pub fn special(tokenizer: &Tokenizer, token: &str) -> Result<u32> {
+pub(crate) fn special(tokenizer: &Tokenizer, token: &str) -> Result<u32> {
     tokenizer.token_to_id(token).with_context(|| format!("the tokenizer lacks {token}"))
 }
 
 /// The tokens of a text, behind [`BOS`].
-pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+pub(crate) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let encoding = tokenizer.encode_fast(text, true).map_err(anyhow::Error::from_boxed)?;
     Ok(encoding.get_ids().to_vec())
 }

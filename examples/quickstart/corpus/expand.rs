@@ -2,7 +2,7 @@
 
 /// A piece of a template.
 #[derive(Debug, PartialEq)]
-pub enum Piece<'a> {
+pub(super) enum Piece<'a> {
     /// Text that stands as it is.
     Text(&'a str),
     /// `{slot}`: the name between the braces.
@@ -15,7 +15,7 @@ pub enum Piece<'a> {
 ///
 /// # Panics
 /// If a bracket is not closed: templates are part of the program.
-pub fn pieces(template: &str) -> Vec<Piece<'_>> {
+pub(super) fn pieces(template: &str) -> Vec<Piece<'_>> {
     let mut pieces = Vec::new();
     let mut rest = template;
     while let Some(open) = rest.find(['[', '{']) {
@@ -64,7 +64,7 @@ fn with_depth(text: &str) -> impl Iterator<Item = (usize, char, usize)> {
 }
 
 /// The text with its first letter, after quotation marks if any, in upper case.
-pub fn capitalised(text: &str) -> String {
+pub(super) fn capitalised(text: &str) -> String {
     match text.char_indices().find(|(_, c)| c.is_alphabetic()) {
         Some((at, first)) => {
             let after = at + first.len_utf8();
@@ -75,7 +75,7 @@ pub fn capitalised(text: &str) -> String {
 }
 
 /// The text behind "a" or "an".
-pub fn with_article(text: &str) -> String {
+pub(super) fn with_article(text: &str) -> String {
     let sounds_open = text.starts_with(['a', 'e', 'i', 'o', 'u']) || text.starts_with("honest");
     format!("{} {text}", if sounds_open { "an" } else { "a" })
 }

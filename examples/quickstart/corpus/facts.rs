@@ -7,11 +7,11 @@ use super::words::*;
 use crate::dice::Dice;
 
 /// What the slots of a template stand for, throughout one story.
-pub struct Facts(Vec<(&'static str, String)>);
+pub(super) struct Facts(Vec<(&'static str, String)>);
 
 impl Facts {
     /// Draws the facts of a new story.
-    pub fn draw(dice: &mut Dice) -> Self {
+    pub(super) fn draw(dice: &mut Dice) -> Self {
         let mut facts = Self(Vec::with_capacity(64));
         facts.draw_people(dice);
         facts.draw_animals(dice);
@@ -22,7 +22,7 @@ impl Facts {
     }
 
     /// One template of the beat, filled in, with a capital first letter.
-    pub fn render(&self, beat: Beat, dice: &mut Dice) -> String {
+    pub(super) fn render(&self, beat: Beat, dice: &mut Dice) -> String {
         capitalised(&self.fill(dice.pick(beat), dice))
     }
 

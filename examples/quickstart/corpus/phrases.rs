@@ -9,7 +9,7 @@ use super::words::{JUNK, LOOKS, TRAITS};
 ///
 /// # Panics
 /// If there is no such list: slots are part of the program.
-pub fn phrases(name: &str) -> &'static [&'static str] {
+pub(super) fn phrases(name: &str) -> &'static [&'static str] {
     match name {
         "sentence" => SENTENCES,
         "clause" => CLAUSES,

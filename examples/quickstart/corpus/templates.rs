@@ -9,10 +9,10 @@
 //! A template begins with a capital letter in the text, however it is written here.
 
 /// One step of a plot: templates of which a story takes one.
-pub type Beat = &'static [&'static str];
+pub(super) type Beat = &'static [&'static str];
 
 /// How a story begins.
-pub const OPENINGS: Beat = &[
+pub(super) const OPENINGS: Beat = &[
     "[once upon a time|long ago|many years ago], {a trait} {child} called {hero} lived in {town}, [near|close to|not far from] {region}.",
     "in the [small|quiet|old|busy|windy] town of {town} lived {a trait} {child}. [{His} name was|Everyone called {him}] {hero}.",
     "{hero} was {a trait} {child} [from {town}|who lived in {town}] with a [small|fat|clever|noisy] {pet} called {petname}.",
@@ -25,7 +25,7 @@ pub const OPENINGS: Beat = &[
 ];
 
 /// Remarks about the people of the story, between any two steps.
-pub const ASIDES: Beat = &[
+pub(super) const ASIDES: Beat = &[
     "{~weather}.",
     "{~time}, {~weather}, and the two friends {~pastime}.",
     "{petname} the {pet} {noise} {~how}.",
@@ -46,10 +46,10 @@ pub const ASIDES: Beat = &[
 ];
 
 /// Sentences that no plot foresees, between any two steps.
-pub const EVENTS: Beat = &["{~sentence}", "{~sentence} {~Sentence}", "{~sentence} {~Sentence} {~Sentence}"];
+pub(super) const EVENTS: Beat = &["{~sentence}", "{~sentence} {~Sentence}", "{~sentence} {~Sentence} {~Sentence}"];
 
 /// How a story ends.
-pub const ENDINGS: Beat = &[
+pub(super) const ENDINGS: Beat = &[
     "{hero} [learned|never forgot] that {~lesson}.",
     "\"{~lesson},\" said {elder}, and [everybody agreed|nobody said a word|{friend} nodded].",
     "then {hero} and {friend} went home [{way}|to {town}|in the dark|hand in hand].",
@@ -61,7 +61,7 @@ pub const ENDINGS: Beat = &[
 ];
 
 /// The plots, each a row of steps.
-pub const PLOTS: &[&[Beat]] = &[LOST, GIFT, SWAP, RACE, JOURNEY, SHARE, RESCUE, RIDDLE, BUILD, SECRET, LETTER];
+pub(super) const PLOTS: &[&[Beat]] = &[LOST, GIFT, SWAP, RACE, JOURNEY, SHARE, RESCUE, RIDDLE, BUILD, SECRET, LETTER];
 
 const LOST: &[Beat] = &[
     &[

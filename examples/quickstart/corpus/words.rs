@@ -1,33 +1,33 @@
 //! The vocabulary of the stories: plain lists, written for this project.
 
 /// Names of girls.
-pub const GIRLS: &[&str] = &[
+pub(super) const GIRLS: &[&str] = &[
     "Mina", "Tilda", "Orla", "Petra", "Saskia", "Juno", "Willa", "Greta", "Nora", "Fenna", "Ines", "Lotte", "Marta",
     "Pia", "Ruta", "Selma", "Thea", "Ulla", "Vera", "Yara", "Zelda", "Anouk", "Brina", "Calla", "Dora", "Elsa",
     "Hedda", "Ivy", "Katya", "Leona",
 ];
 
 /// Names of boys.
-pub const BOYS: &[&str] = &[
+pub(super) const BOYS: &[&str] = &[
     "Aldo", "Bram", "Casper", "Dirk", "Emil", "Felix", "Gustav", "Hugo", "Ivo", "Jonas", "Kurt", "Lars", "Milo",
     "Niels", "Otto", "Pavel", "Quinn", "Rolf", "Sander", "Theo", "Umar", "Viktor", "Walt", "Yuri", "Anton", "Boris",
     "Cyril", "Dario", "Ernst", "Florian",
 ];
 
 /// Pronouns of a girl: subject, object, possessive.
-pub const SHE: [&str; 3] = ["she", "her", "her"];
+pub(super) const SHE: [&str; 3] = ["she", "her", "her"];
 
 /// Pronouns of a boy: subject, object, possessive.
-pub const HE: [&str; 3] = ["he", "him", "his"];
+pub(super) const HE: [&str; 3] = ["he", "him", "his"];
 
 /// Names of pets.
-pub const PET_NAMES: &[&str] = &[
+pub(super) const PET_NAMES: &[&str] = &[
     "Button", "Pepper", "Biscuit", "Thimble", "Mossy", "Pickle", "Soot", "Nutmeg", "Clover", "Bramble", "Whistle",
     "Turnip", "Marble", "Puddle", "Cricket", "Feather",
 ];
 
 /// Kinds of pets and other animals, each with the noise it makes.
-pub const ANIMALS: &[(&str, &str)] = &[
+pub(super) const ANIMALS: &[(&str, &str)] = &[
     ("dog", "barked"),
     ("cat", "purred"),
     ("goat", "bleated"),
@@ -47,7 +47,7 @@ pub const ANIMALS: &[(&str, &str)] = &[
 ];
 
 /// Objects, each with what one does with it.
-pub const THINGS: &[(&str, &str)] = &[
+pub(super) const THINGS: &[(&str, &str)] = &[
     ("kite", "fly"),
     ("lantern", "light"),
     ("flute", "play"),
@@ -83,7 +83,7 @@ pub const THINGS: &[(&str, &str)] = &[
 ];
 
 /// What an object looks like.
-pub const LOOKS: &[&str] = &[
+pub(super) const LOOKS: &[&str] = &[
     "red", "blue", "green", "yellow", "white", "black", "brown", "orange", "purple", "silver", "golden", "wooden",
     "tin", "copper", "paper", "glass", "tiny", "heavy", "striped", "broken", "old", "new", "painted", "dusty", "shiny",
     "crooked",
@@ -91,7 +91,7 @@ pub const LOOKS: &[&str] = &[
 
 /// A region of the town: its name, the way there, and places in it.
 #[derive(Clone, Copy)]
-pub struct Setting {
+pub(super) struct Setting {
     /// The region, with its article.
     pub region: &'static str,
     /// How one walks there.
@@ -101,7 +101,7 @@ pub struct Setting {
 }
 
 /// All regions.
-pub const SETTINGS: &[Setting] = &[
+pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         region: "the harbour",
         way: "along the quay",
@@ -209,7 +209,7 @@ pub const SETTINGS: &[Setting] = &[
 ];
 
 /// Grown people of the town.
-pub const ELDERS: &[&str] = &[
+pub(super) const ELDERS: &[&str] = &[
     "the baker",
     "the miller",
     "the ferryman",
@@ -233,13 +233,13 @@ pub const ELDERS: &[&str] = &[
 ];
 
 /// Traits of a child.
-pub const TRAITS: &[&str] = &[
+pub(super) const TRAITS: &[&str] = &[
     "clever", "shy", "brave", "curious", "careless", "patient", "stubborn", "cheerful", "quiet", "hungry", "lonely",
     "kind", "restless", "careful", "proud", "honest",
 ];
 
 /// Food that comes in numbers.
-pub const FOODS: &[&str] = &[
+pub(super) const FOODS: &[&str] = &[
     "apples",
     "plums",
     "pears",
@@ -259,7 +259,7 @@ pub const FOODS: &[&str] = &[
 ];
 
 /// Things that are worth nothing.
-pub const JUNK: &[&str] = &[
+pub(super) const JUNK: &[&str] = &[
     "an old shoe",
     "a rusty nail",
     "some wet straw",
@@ -275,7 +275,7 @@ pub const JUNK: &[&str] = &[
 ];
 
 /// What one builds, and what one builds with.
-pub const BUILDS: &[&str] = &[
+pub(super) const BUILDS: &[&str] = &[
     "raft",
     "hut",
     "bridge",
@@ -291,11 +291,11 @@ pub const BUILDS: &[&str] = &[
 ];
 
 /// Building materials.
-pub const MATERIALS: &[&str] =
+pub(super) const MATERIALS: &[&str] =
     &["planks", "nails", "bricks", "rope", "straw", "clay", "branches", "canvas", "paint", "stones", "wire", "reeds"];
 
 /// Riddles: the question and its answer.
-pub const RIDDLES: &[(&str, &str)] = &[
+pub(super) const RIDDLES: &[(&str, &str)] = &[
     ("what has teeth but cannot bite", "a comb"),
     ("what has hands but cannot wave", "a clock"),
     ("what runs all day but never gets tired", "the river"),
@@ -313,26 +313,26 @@ pub const RIDDLES: &[(&str, &str)] = &[
 ];
 
 /// Days of the week.
-pub const DAYS: &[&str] = &["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
+pub(super) const DAYS: &[&str] = &["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
 /// Seasons.
-pub const SEASONS: &[&str] = &["spring", "summer", "autumn", "winter"];
+pub(super) const SEASONS: &[&str] = &["spring", "summer", "autumn", "winter"];
 
 /// Number words; the index is the number.
-pub const NUMBERS: &[&str] =
+pub(super) const NUMBERS: &[&str] =
     &["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"];
 
 /// First halves of invented names.
-pub const NAME_HEADS: &[&str] = &[
+pub(super) const NAME_HEADS: &[&str] = &[
     "Bel", "Dor", "Mar", "Kel", "Tan", "Wen", "Hol", "Fal", "Gren", "Lin", "Os", "Pel", "Rav", "Sil", "Tor", "Ver",
     "Ash", "Brim", "Cor", "Drum", "El", "Fen", "Had", "Im",
 ];
 
 /// Middles of invented names.
-pub const NAME_MIDDLES: &[&str] = &["", "a", "en", "i", "o", "er", "u", "in"];
+pub(super) const NAME_MIDDLES: &[&str] = &["", "a", "en", "i", "o", "er", "u", "in"];
 
 /// Last halves of invented names.
-pub const NAME_TAILS: &[&str] = &[
+pub(super) const NAME_TAILS: &[&str] = &[
     "ham", "wick", "stead", "mouth", "field", "dale", "bury", "ford", "gate", "mere", "ton", "cliff", "brook", "haven",
     "moor", "well",
 ];
