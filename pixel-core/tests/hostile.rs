@@ -102,7 +102,7 @@ fn manifests_that_contradict_themselves_are_refused_with_the_reason() {
     let path = dir.path().join("forged.safetensors");
     let open = |extra: &[&str], change: &dyn Fn(&mut serde_json::Value)| {
         std::fs::write(&path, forged(&bytes, extra, change)).unwrap();
-        Archive::open(&path)
+        Archive::open(&path).map_err(Box::new)
     };
     let error = |extra: &[&str], change: &dyn Fn(&mut serde_json::Value)| {
         let error = open(extra, change).unwrap_err();
