@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A weight is rotated so that it looks Gaussian ([`rotation`]), each row is divided by its scale ([`condition`]), a
-//! [codec](codec) finds pattern indices for what is left, and a [`PackedWeight`] holds indices and scales. Four codecs
+//! [`codec`] finds pattern indices for what is left, and a [`PackedWeight`] holds indices and scales. Four codecs
 //! share one trait: `trellis` (the best quality per bit), `additive` (made for fast kernels), `matching` (sums of patterns
 //! of a dictionary), `uniform` (round to nearest, the yardstick).
 //!
