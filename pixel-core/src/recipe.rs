@@ -34,8 +34,8 @@ use std::collections::BTreeMap;
 pub const EMBEDDINGS: &str =
     r"(^|\.)(embed_(tokens|in|out)|([a-z_]+_)?embeddings?|wte|wpe|lm_head|shared)\.weight$|^output\.weight$";
 
-/// Matrices of fewer weights are kept as they are: they cost more to describe than they save.
-pub const MIN_WEIGHTS: usize = 4096;
+/// Matrices of fewer weights are kept as they are: an entry of the manifest takes some 400 bytes.
+pub const MIN_WEIGHTS: usize = 1024;
 
 /// How a tensor is treated. A field that is absent is taken from the class.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
