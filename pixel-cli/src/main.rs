@@ -12,7 +12,7 @@ use std::process::ExitCode;
 /// Compresses neural-network checkpoints: weights as indices into patterns plus scales.
 #[derive(Debug, Parser)]
 #[command(name = "pixel", version, propagate_version = true)]
-#[command(after_help = "Exit status: 0 success, 1 a difference or a threshold passed, 2 an error.")]
+#[command(after_help = "Exit status: 0 success, 1 a difference or an error above the threshold, 2 a failure.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -1,7 +1,7 @@
 //! Progress on a terminal, silence elsewhere; Ctrl-C stops at the next tensor and leaves nothing behind.
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use pixel_core::compressor::Progress;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,16 +17,22 @@ impl Bar {
     pub(crate) fn new(weights: u64, quiet: bool) -> Result<Self> {
         let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(weights), target);
-        let style = "{bar:32} {percent:>3} % {human_pos}/{human_len} weights, {per_sec}, {eta} left  {wide_msg}";
-        bar.set_style(ProgressStyle::with_template(style)?);
+        let style = "{bar:32} {percent:>3} % {human_pos}/{human_len} weights, {rate}, {eta} left  {wide_msg}";
+        let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            // Nothing can be done about a failure to draw.
+            let _ = write!(out, "{:.1} M/s", state.per_sec() / 1e6);
+        };
+        bar.set_style(ProgressStyle::with_template(style)?.with_key("rate", rate));
         bar.enable_steady_tick(std::time::Duration::from_millis(200));
         let cancelled = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&cancelled);
         let on_signal = move || {
             if flag.swap(true, Ordering::Relaxed) {
                 // The second signal: the user does not want to wait for the tensors under way.
+                eprintln!("stopped at once; a hidden file that ends in .partial may be left beside the output");
                 std::process::exit(130);
             }
+            eprintln!("stopping after the tensors under way; nothing will be left");
         };
         ctrlc::set_handler(on_signal).context("cannot listen for Ctrl-C")?;
         Ok(Self { bar, cancelled })

@@ -153,7 +153,7 @@ impl std::fmt::Display for KeepReason {
         f.write_str(match self {
             Self::NotAMatrix => "no matrix of floats",
             Self::Small => "small",
-            Self::Recipe => "as the recipe says",
+            Self::Recipe => "as asked",
         })
     }
 }

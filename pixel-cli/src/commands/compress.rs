@@ -4,8 +4,10 @@ use super::run_args::RunArgs;
 use crate::output::{self, table};
 use crate::progress::Bar;
 use anyhow::{Context, Result, bail};
+use clap::builder::PossibleValuesParser;
 use pixel_core::CodecSpec;
 use pixel_core::archive::Checkpoint;
+use pixel_core::codec::FAMILIES;
 use pixel_core::compressor::{CompressionReport, Plan, Sample, compress_checkpoint, sample_errors};
 use pixel_core::metrics::ErrorSums;
 use pixel_core::recipe::{Decision, Recipe, Rule, Treatment};
@@ -34,8 +36,8 @@ pub(crate) struct Args {
     /// Bits per weight of layers, scales apart; `pixel codecs` lists the rates
     #[arg(long, short)]
     bits: Option<f64>,
-    /// Codec of layers: trellis, additive, matching or uniform
-    #[arg(long, short)]
+    /// Codec of layers; `pixel codecs` describes them
+    #[arg(long, short, value_parser = PossibleValuesParser::new(FAMILIES.map(|family| family.name())))]
     codec: Option<String>,
     /// Option of the layers' codec, such as window=12; may be repeated
     #[arg(long, short, value_name = "NAME=VALUE")]
@@ -151,18 +153,22 @@ impl Args {
     }
 
     fn print_dry_run(&self, checkpoint: &Checkpoint, plan: &Plan, samples: &[Sample]) {
-        let source: u64 = plan.items().iter().map(|item| item.source_bytes).sum();
+        if self.run.quiet {
+            return;
+        }
+        let source = checkpoint.file_bytes();
         let threads = match self.run.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
-        };
+        }
+        .min(plan.items().len());
         if self.run.json {
             let samples: Vec<_> = samples
                 .iter()
                 .map(|s| json!({ "tensor": s.name, "codec": s.codec, "rows": s.rows, "relative_mse": s.error.relative_mse() }))
                 .collect();
             let report = json!({
-                "source_bytes": source,
+                "source_file_bytes": source,
                 "weight_file_bytes": plan.stored_bytes(),
                 "peak_memory_bytes": plan.peak_memory(threads),
                 "threads": threads,
@@ -208,8 +214,22 @@ impl Args {
 
     fn print_report(&self, report: &CompressionReport) -> Result<()> {
         if self.run.json {
+            let groups: Vec<_> = report
+                .groups()
+                .iter()
+                .map(|group| {
+                    json!({
+                        "treatment": group.treatment,
+                        "tensors": group.tensors,
+                        "weights": group.weights,
+                        "stored_bytes": group.stored_bytes,
+                        "bits_per_weight": group.bits_per_weight(),
+                        "relative_mse": group.sums.relative_mse(),
+                    })
+                })
+                .collect();
             let summary = json!({
-                "source_bytes": report.source_bytes(),
+                "groups": groups,
                 "compression_ratio": report.compression_ratio(),
                 "compressed_bits_per_weight": report.compressed_bits_per_weight(),
                 "total_bits_per_weight": report.total_bits_per_weight(),
@@ -230,7 +250,7 @@ impl Args {
                 ]);
             }
             println!("{groups}");
-            let (from, to) = (report.source_bytes(), report.weight_file_bytes);
+            let (from, to) = (report.source_file_bytes, report.weight_file_bytes);
             println!(
                 "weight files  {} -> {}, {:.2}×",
                 output::bytes(from),
@@ -241,7 +261,7 @@ impl Args {
                 println!("other files   {}", output::bytes(report.side_file_bytes));
             }
             for file in &report.left_out {
-                println!("not copied    {} (weights in another form)", file.display());
+                println!("not copied    {} (weights in another form, or a link)", file.display());
             }
         }
         Ok(())

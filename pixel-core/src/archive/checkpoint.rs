@@ -133,6 +133,11 @@ impl Checkpoint {
         &self.shards
     }
 
+    /// Bytes of all weight files, headers and all.
+    pub fn file_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.bytes.len() as u64).sum()
+    }
+
     /// All tensors by name, in order.
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors

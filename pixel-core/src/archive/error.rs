@@ -141,7 +141,7 @@ pub enum ArchiveError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The output is there already.
-    #[error("{} exists already; remove it or ask to overwrite it", path.display())]
+    #[error("{} exists already; remove it or overwrite it (--overwrite)", path.display())]
     OutputExists {
         /// The output.
         path: PathBuf,

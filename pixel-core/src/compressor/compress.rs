@@ -68,6 +68,7 @@ pub fn compress_checkpoint(
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(CompressionReport {
         tensors,
+        source_file_bytes: checkpoint.file_bytes(),
         weight_file_bytes: plan.stored_bytes(),
         side_file_bytes: side_bytes,
         left_out: side_files.left_out,

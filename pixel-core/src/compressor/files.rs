@@ -18,7 +18,8 @@ pub(super) struct SideFiles {
 }
 
 impl SideFiles {
-    /// Lists the files beside the weights; hidden ones, and those of hidden directories, are passed over.
+    /// Lists the files beside the weights; hidden ones, and those of hidden directories, are passed over. Links to files
+    /// count as files, links to directories and to nothing are left out.
     pub(super) fn of(checkpoint: &Checkpoint) -> Result<Self, ArchiveError> {
         let mut files = Self::default();
         if !checkpoint.is_dir() {
@@ -26,7 +27,7 @@ impl SideFiles {
         }
         let root = checkpoint.root();
         let is_visible = |entry: &walkdir::DirEntry| entry.depth() == 0 || !is_hidden(entry.path());
-        let walk = walkdir::WalkDir::new(root).follow_links(true).sort_by_file_name();
+        let walk = walkdir::WalkDir::new(root).sort_by_file_name();
         for entry in walk.into_iter().filter_entry(is_visible) {
             let entry = entry.map_err(|e| {
                 let path = e.path().unwrap_or(root).to_owned();
@@ -34,10 +35,14 @@ impl SideFiles {
                     e.into_io_error().unwrap_or_else(|| std::io::Error::other("a loop of links")),
                 )
             })?;
-            if !entry.file_type().is_file() || is_index_or_shard(checkpoint, entry.path()) {
+            if entry.file_type().is_dir() || is_index_or_shard(checkpoint, entry.path()) {
                 continue;
             }
             let relative = entry.path().strip_prefix(root).unwrap_or(entry.path()).to_owned();
+            if !entry.path().is_file() {
+                files.left_out.push(relative);
+                continue;
+            }
             let extension = relative.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
             if extension.is_some_and(|extension| OTHER_WEIGHTS.contains(&extension.as_str()))
                 || is_weight_index(&relative)

@@ -86,11 +86,13 @@ impl GroupReport {
 pub struct CompressionReport {
     /// The tensors in the order of their names.
     pub tensors: Vec<TensorReport>,
+    /// Bytes of the source's weight files, headers and all.
+    pub source_file_bytes: u64,
     /// Bytes of the weight files, headers and all.
     pub weight_file_bytes: u64,
     /// Bytes of the files copied along and of the index.
     pub side_file_bytes: u64,
-    /// Files of the source that were not copied because they hold weights in another form.
+    /// Files of the source that were not copied: weights in another form, links to directories or to nothing.
     #[serde(serialize_with = "lossy")]
     pub left_out: Vec<PathBuf>,
 }
@@ -101,11 +103,6 @@ fn lossy<S: serde::Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok
 }
 
 impl CompressionReport {
-    /// Bytes of all tensors in the source, headers apart.
-    pub fn source_bytes(&self) -> u64 {
-        self.tensors.iter().map(|tensor| tensor.source_bytes).sum()
-    }
-
     /// Weights that were compressed.
     pub fn num_compressed(&self) -> u64 {
         self.compressed().map(TensorReport::num_weights).sum()
@@ -150,7 +147,7 @@ impl CompressionReport {
 
     /// Source bytes over stored bytes, weight files only.
     pub fn compression_ratio(&self) -> f64 {
-        self.source_bytes() as f64 / self.weight_file_bytes as f64
+        self.source_file_bytes as f64 / self.weight_file_bytes as f64
     }
 
     fn compressed(&self) -> impl Iterator<Item = &TensorReport> {
