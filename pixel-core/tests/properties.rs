@@ -1,10 +1,11 @@
 //! Properties that hold for every codec, rate and shape.
 
 use pixel_core::codec::{FAMILIES, Stream};
+use pixel_core::compressor::PIXELCompressor;
 use pixel_core::metrics::relative_error;
 use pixel_core::packed::StreamBytes;
 use pixel_core::synthesis::reference;
-use pixel_core::{CodecSpec, MatrixRef, PackedWeight, Shape, compress_weight};
+use pixel_core::{CodecSpec, Matrix, MatrixRef, PIXELConfig, PackedWeight, Shape, compress_weight};
 use proptest::prelude::*;
 
 /// Weights in −1 … 1 from an integer hash.
@@ -66,6 +67,50 @@ proptest! {
         let (packed, _) = compress_weight(weight, &spec(family, rate), Some(2)).unwrap();
         let again = PackedWeight::new(packed.header().clone(), streams(&packed)).unwrap();
         prop_assert_eq!(again.synthesize(), packed.synthesize());
+    }
+
+    /// What error feedback rests on: it will code the last block first.
+    #[test]
+    fn the_order_of_the_blocks_does_not_matter(
+        rows in 1usize..40, cols in 1usize..150, family in 0usize..4, rate in 0usize..7, seed in any::<u32>()
+    ) {
+        let data = weights(rows * cols, seed);
+        let weight = MatrixRef::new(Shape::new(rows, cols).unwrap(), &data).unwrap();
+        let codec = spec(family, rate).build().unwrap();
+        let width = codec.block_width(weight.shape());
+        let encode = |order: &mut dyn Iterator<Item = usize>| {
+            let mut encoder = codec.encoder(weight);
+            let mut decoded = vec![Vec::new(); cols.div_ceil(width)];
+            let mut values = vec![0.0; rows * width];
+            for block in order {
+                weight.copy_columns(block * width, &mut values);
+                decoded[block] = vec![0.0; rows * width];
+                encoder.encode_block(block, &values, &mut decoded[block]);
+            }
+            (encoder.finish(), decoded)
+        };
+        let blocks = cols.div_ceil(width);
+        let (forward, decoded_forward) = encode(&mut (0..blocks));
+        let (backward, decoded_backward) = encode(&mut (0..blocks).rev());
+        prop_assert_eq!(forward, backward);
+        prop_assert_eq!(decoded_forward, decoded_backward);
+    }
+
+    #[test]
+    fn reading_what_was_written_gives_the_same_weights(
+        shapes in prop::collection::vec((1usize..40, 1usize..40), 1..4), family in 0usize..4, rate in 0usize..7
+    ) {
+        let config = PIXELConfig { codec: Some(spec(family, rate)), ..PIXELConfig::default() };
+        let compressor = PIXELCompressor::new(config).unwrap();
+        let tensors = shapes.iter().enumerate().map(|(i, &(rows, cols))| {
+            (format!("layer.{i}"), Matrix::new(Shape::new(rows, cols).unwrap(), weights(rows * cols, i as u32)).unwrap())
+        });
+        let model = compressor.compress(&tensors.collect(), &()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        compressor.save(&model, &path).unwrap();
+        let loaded = compressor.load(&path).unwrap();
+        prop_assert_eq!(compressor.decompress(&loaded), compressor.decompress(&model));
     }
 
     #[test]

@@ -7,9 +7,9 @@
 use clap::Parser;
 use pixel_bench::gaussian;
 use pixel_core::Matrix;
-use pixel_core::codec::Codec;
 use pixel_core::codec::trellis::patterns::{Hash, Step};
 use pixel_core::codec::trellis::with_hash;
+use pixel_core::codec::{Codec, RowScaling};
 use rand::{Rng, SeedableRng};
 
 /// Ranks multipliers by the geometric mean of the relative mean squared errors over rates and windows
@@ -45,7 +45,7 @@ fn main() -> anyhow::Result<()> {
     let present = Hash::new(weights).multiplier;
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(args.seed);
     let mut candidates = vec![present];
-    candidates.extend((0..args.candidates).map(|_| rng.next_u32() | 1));
+    candidates.extend((0..args.candidates).map(|_| rng.next_u32() | 1).filter(|&candidate| candidate != present));
     for round in 0..=ROUNDS {
         let columns = args.columns << (2 * round);
         let sample = gaussian(32, columns, args.seed + u64::from(round));
@@ -80,16 +80,21 @@ fn mean_log_error(args: &Args, hash: Hash, sample: &Matrix) -> f64 {
     logs.iter().sum::<f64>() / logs.len() as f64
 }
 
-/// The relative error after one best scale, `1 − ⟨w, ŵ⟩² / (‖w‖²·‖ŵ‖²)`.
+/// The relative error after one best scale, `1 − ⟨w, ŵ⟩² / (‖w‖²·‖ŵ‖²)`, of weights scaled as the codec asks for.
 fn relative_error(codec: &dyn Codec, sample: &Matrix) -> f64 {
     let shape = sample.shape();
     let width = codec.block_width(shape);
+    let factor = match codec.row_scaling() {
+        RowScaling::RootMeanSquare(factor) => factor,
+        RowScaling::None => 1.0,
+    };
     let mut encoder = codec.encoder(sample.as_ref());
     let mut values = vec![0.0; shape.d_output() * width];
     let mut decoded = values.clone();
     let (mut ww, mut wd, mut dd) = (0.0, 0.0, 0.0);
     for block in 0..shape.d_input() / width {
         sample.as_ref().copy_columns(block * width, &mut values);
+        values.iter_mut().for_each(|value| *value /= factor);
         encoder.encode_block(block, &values, &mut decoded);
         for (&w, &d) in values.iter().zip(&decoded) {
             let (w, d) = (f64::from(w), f64::from(d));

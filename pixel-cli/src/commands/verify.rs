@@ -121,7 +121,7 @@ impl Args {
         if failures.is_empty() {
             println!("ok: {packed} packed and {kept} kept tensors read, hashes checked");
         } else {
-            println!("FAILED: {} of {packed} packed and {kept} kept tensors and those of the source", failures.len());
+            println!("FAILED: {} failures among {packed} packed and {kept} kept tensors", failures.len());
         }
     }
 }

@@ -214,7 +214,6 @@ fn explain(bytes: &[u8], error: &safetensors::SafeTensorError) -> String {
     #[derive(Deserialize)]
     struct Entry {
         dtype: String,
-        shape: Vec<u64>,
         data_offsets: (u64, u64),
     }
     let known = |dtype: &str| serde_json::from_value::<Dtype>(dtype.into()).is_ok();
@@ -245,13 +244,11 @@ fn explain(bytes: &[u8], error: &safetensors::SafeTensorError) -> String {
         }
         end = stop;
     }
-    let shapes = entries.iter().map(|(_, e)| e.shape.len()).max().unwrap_or(0);
     match error {
         safetensors::SafeTensorError::MetadataIncompleteBuffer => {
             format!("the tensors end at byte {end} of the data, the file does not ({error})")
         }
-        _ if shapes > 0 => format!("{error}"),
-        _ => format!("{error} ({} bytes)", bytes.len()),
+        _ => format!("{error} (the file has {} bytes)", bytes.len()),
     }
 }
 

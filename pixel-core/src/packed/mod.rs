@@ -51,7 +51,7 @@ pub struct PackedWeight {
 }
 
 impl PackedWeight {
-    /// Takes a weight apart into what [`spec_streams`] announces for `header`.
+    /// Puts a weight together from the streams that [`spec_streams`] announces for `header`, in that order.
     ///
     /// # Errors
     /// [`FormatError`] if the streams do not fit the header or hold what no decoder could use.

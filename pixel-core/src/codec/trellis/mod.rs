@@ -137,8 +137,8 @@ impl TrellisCodec {
 }
 
 impl Codec for TrellisCodec {
-    /// The factors are the best of .8, .9, .95 … 1.1 on a Gaussian: at a low rate the few values that a tile can
-    /// take are worth more close to the mean.
+    /// The factors are the best of .8, .9, .95, 1 and 1.05 on a Gaussian (at 2 bits the last two tie): at a low rate the
+    /// few values that a tile can take are worth more close to the mean.
     fn row_scaling(&self) -> RowScaling {
         let bits = self.step.bits as f32 / self.step.weights as f32;
         RowScaling::RootMeanSquare(match bits {
@@ -309,8 +309,8 @@ mod tests {
     }
 
     #[test]
-    fn gaussian_weights_reach_the_rate_distortion_of_the_study() {
-        // Relative mean squared error at window 12; the study's values plus the spread of a sample of 8192.
+    fn gaussian_weights_reach_the_known_rate_distortion() {
+        // Relative mean squared error at window 12: the table of docs/quality.md and the spread of a sample of 8192.
         for (bits, limit) in [(1.0, 0.285), (1.5, 0.150), (2.0, 0.079), (2.5, 0.042), (3.0, 0.021), (4.0, 0.006)] {
             let shape = Shape::new(32, 256).unwrap();
             let weights = gaussian(shape.num_weights(), 1);
@@ -318,27 +318,6 @@ mod tests {
             let error: f32 = weights.iter().zip(&decoded).map(|(w, d)| (w - d).powi(2)).sum();
             let power: f32 = weights.iter().map(|w| w * w).sum();
             assert!(error / power < limit, "{bits} bits: {}", error / power);
-        }
-    }
-
-    #[test]
-    fn every_engine_makes_the_same_choices() {
-        for &bits in Trellis.rates() {
-            for window in [8, 10, 12] {
-                let codec = codec(bits, window);
-                let tables = Tables::new(codec.hash, codec.step, window);
-                let tile = gaussian(TILE_LEN, 3);
-                let run = |engine| {
-                    let mut chunks = vec![0; TILE_LEN / codec.step.weights];
-                    Search::new(&tables, engine, TILE_LEN).run(&tile, &mut chunks);
-                    chunks
-                };
-                let expected = run(Engine::Reference);
-                for engine in Engine::available(&tables) {
-                    assert_eq!(run(engine), expected, "{engine:?}, {bits} bits, window {window}");
-                }
-                assert!(expected.iter().any(|&c| c != expected[0]));
-            }
         }
     }
 

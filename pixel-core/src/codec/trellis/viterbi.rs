@@ -300,13 +300,38 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// All step kinds.
+    const STEPS: [(usize, u32); 6] = [(2, 2), (2, 3), (2, 4), (2, 5), (1, 3), (1, 4)];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        /// Also for weights beyond the patterns' range, where costs saturate.
+        #[test]
+        fn every_engine_makes_the_choices_of_the_reference(
+            tile in prop::collection::vec(-4f32..4.0, 256), scale in 0.01f32..30.0, kind in 0usize..6, window in 8u32..=11
+        ) {
+            let (weights, bits) = STEPS[kind];
+            let tables = Tables::new(Hash::new(weights), Step { weights, bits }, window);
+            let tile: Vec<f32> = tile.iter().map(|weight| weight * scale).collect();
+            let run = |engine| {
+                let mut chunks = vec![0; tile.len() / weights];
+                Search::new(&tables, engine, tile.len()).run(&tile, &mut chunks);
+                chunks
+            };
+            let expected = run(Engine::Reference);
+            for engine in Engine::available(&tables) {
+                prop_assert_eq!(run(engine), expected.clone(), "{:?}", engine);
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         /// The states of the path that was found are the windows that a decoder will read, also across the seam.
         #[test]
         fn every_path_bites_its_tail(
             tile in prop::collection::vec(-4f32..4.0, 256),
-            (weights, bits) in prop::sample::select(vec![(2, 2), (2, 3), (2, 4), (2, 5), (1, 3), (1, 4)]),
+            (weights, bits) in prop::sample::select(STEPS.to_vec()),
             window in 8u32..=12
         ) {
             let tables = Tables::new(Hash::new(weights), Step { weights, bits }, window);
