@@ -204,7 +204,7 @@ impl TileShape {
 }
 
 /// The tiles that cover a matrix, those at the right and lower edges reaching over it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TileGrid {
     /// The matrix.
     pub shape: Shape,

@@ -89,6 +89,23 @@ impl Rotation {
         self.signs.len()
     }
 
+    /// The odd part `m` of the width.
+    pub fn odd_part(&self) -> usize {
+        self.d_input() / self.power
+    }
+
+    /// Bit `i mod 32` of word `i / 32` is set where sign `i` is −1, `[⌈d_input / 32⌉]`.
+    pub fn sign_words(&self) -> Vec<u32> {
+        let bit = |(i, sign): (usize, &f32)| u32::from(*sign < 0.0) << i;
+        self.signs.chunks(32).map(|signs| signs.iter().enumerate().map(bit).sum()).collect()
+    }
+
+    /// `cas(2πj/m)` for the odd part `m`, `[m]`: entry `(j, k)` of the Hartley matrix is value `j·k mod m`.
+    pub fn hartley_values(&self) -> Vec<f32> {
+        let m = self.odd_part() as u64;
+        (0..m).map(|j| cas_turns(j, m) as f32).collect()
+    }
+
     /// Working memory for [`forward`](Self::forward) and [`inverse`](Self::inverse).
     pub fn scratch(&self) -> RotationScratch {
         let mut scratch = RotationScratch { row: vec![0.0; self.d_input()], ..Default::default() };

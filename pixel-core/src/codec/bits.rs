@@ -37,6 +37,26 @@ pub fn write_bits(words: &mut [u32], offset: usize, width: u32, value: u32) {
     }
 }
 
+/// Where a bit field of up to 32 bits lies: it starts at bit `shift` of word `word` and goes on in word `next`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field {
+    /// The word with the first bit.
+    pub word: usize,
+    /// The word after it; where the field needs none, any word of the stream.
+    pub next: usize,
+    /// The first bit.
+    pub shift: u32,
+}
+
+impl Field {
+    /// The field at bit `offset` of a stream of `words` words.
+    pub const fn at(offset: usize, words: usize) -> Self {
+        let word = offset / 32;
+        let next = if word + 1 < words { word + 1 } else { word };
+        Self { word, next, shift: (offset % 32) as u32 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,18 +24,22 @@
 //! Mallat & Zhang 1993 (matching pursuit); Barnes, Rizvi & Nasrabadi 1996 (residual vector quantisation); Barron & Joseph
 //! 2012 (superposition codes, whose section-wise dictionary and geometric ladder these are).
 
+mod kernel;
 mod layout;
 mod patterns;
 mod search;
 #[cfg(test)]
 mod tests;
 
-use super::{BlockEncoder, Codec, CodecFamily, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec, StreamType};
-use super::{check_finite, check_row_padding};
+use super::{
+    BlockEncoder, Codec, CodecFamily, CodecLayout, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec,
+    StreamType, check_finite, check_row_padding,
+};
 use crate::dictionary::learn_patterns;
 use crate::error::{ConfigError, FormatError};
 use crate::matrix::{MatrixRef, Shape};
 use half::f16;
+pub use kernel::{MatchingLayout, PatternValue};
 use layout::{Layout, Parameters};
 use patterns::{Patterns, Tables};
 use rayon::prelude::*;
@@ -109,7 +113,7 @@ struct MatchingCodec {
 }
 
 impl MatchingCodec {
-    fn layout(&self, shape: Shape) -> Layout {
+    fn layout_of(&self, shape: Shape) -> Layout {
         Layout::new(&self.parameters, shape)
     }
 }
@@ -120,7 +124,7 @@ impl Codec for MatchingCodec {
     }
 
     fn streams(&self, shape: Shape) -> Vec<StreamSpec> {
-        let layout = self.layout(shape);
+        let layout = self.layout_of(shape);
         let codes = vec![layout.grid.tile_rows(), layout.words_per_band()];
         let mut streams = vec![StreamSpec { name: "codes", dtype: StreamType::U32, shape: codes }];
         if layout.learned > 0 {
@@ -131,15 +135,15 @@ impl Codec for MatchingCodec {
     }
 
     fn block_width(&self, shape: Shape) -> usize {
-        self.layout(shape).grid.tile.cols
+        self.layout_of(shape).grid.tile.cols
     }
 
     fn band_height(&self, shape: Shape) -> usize {
-        self.layout(shape).grid.tile.rows
+        self.layout_of(shape).grid.tile.rows
     }
 
     fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> Box<dyn BlockEncoder + 'a> {
-        let layout = self.layout(weight.shape());
+        let layout = self.layout_of(weight.shape());
         let learned = learn(&layout, weight);
         let patterns = Patterns::of(&layout, &learned);
         let words = vec![0; layout.grid.tile_rows() * layout.words_per_band()];
@@ -147,7 +151,7 @@ impl Codec for MatchingCodec {
     }
 
     fn decode_band(&self, shape: Shape, codes: &Codes, band: usize, rows: &mut [f32]) {
-        let layout = self.layout(shape);
+        let layout = self.layout_of(shape);
         let (patterns, tables) = (Patterns::of(&layout, learned_values(codes)), Tables::new(&layout));
         let words = &codes.streams[0].words()[band * layout.words_per_band()..][..layout.words_per_band()];
         let (tile, mut terms) = (layout.grid.tile, vec![0; layout.terms]);
@@ -164,7 +168,7 @@ impl Codec for MatchingCodec {
     }
 
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32 {
-        let layout = self.layout(shape);
+        let layout = self.layout_of(shape);
         let (tile, band_words, mut terms) = (layout.grid.tile, layout.words_per_band(), vec![0; layout.terms]);
         let words = &codes.streams[0].words()[row / tile.rows * band_words..][..band_words];
         let gain = layout.read(words, col / tile.cols, &mut terms);
@@ -176,10 +180,25 @@ impl Codec for MatchingCodec {
         terms.iter().enumerate().map(term).fold(0.0, |sum, value| sum + value)
     }
 
+    fn layout(&self, shape: Shape) -> Option<CodecLayout> {
+        let layout = self.layout_of(shape);
+        Some(CodecLayout::Matching(MatchingLayout::new(layout, &Patterns::of(&layout, &[]))))
+    }
+
+    fn dictionary(&self, shape: Shape, codes: &Codes) -> Vec<f32> {
+        let layout = self.layout_of(shape);
+        kernel::dictionary(&layout, &Patterns::of(&layout, learned_values(codes)))
+    }
+
+    fn learned(&self, shape: Shape, dictionary: &[f32]) -> Vec<f16> {
+        let layout = self.layout_of(shape);
+        kernel::learned_halves(&MatchingLayout::new(layout, &Patterns::of(&layout, &[])), dictionary)
+    }
+
     /// The dictionary of this tile and its transpose, those that are kept from before, and, where patterns are learned, a
     /// copy of the weight.
     fn search_bytes(&self, shape: Shape) -> usize {
-        let layout = self.layout(shape);
+        let layout = self.layout_of(shape);
         let dictionary = 4 * layout.parts * layout.patterns() * layout.grid.tile.len();
         let tiles = if layout.learned > 0 {
             4 * layout.grid.num_tiles() * (layout.grid.tile.len() + layout.learned)
@@ -190,13 +209,13 @@ impl Codec for MatchingCodec {
     }
 
     fn num_indices(&self, shape: Shape) -> usize {
-        let layout = self.layout(shape);
+        let layout = self.layout_of(shape);
         layout.grid.num_tiles() * layout.terms
     }
 
     fn check(&self, shape: Shape, codes: &Codes) -> Result<(), FormatError> {
         // An index is as wide as its part, so every index points at a pattern.
-        let layout = self.layout(shape);
+        let layout = self.layout_of(shape);
         check_row_padding("codes", codes.streams[0].words(), layout.words_per_band(), layout.band_bits())?;
         check_finite("patterns", learned_values(codes))
     }

@@ -10,12 +10,14 @@
 
 pub mod additive;
 pub mod bits;
+mod layout;
 pub mod matching;
 pub mod spec;
 pub mod trellis;
 pub mod uniform;
 
-pub use bits::{read_bits, write_bits};
+pub use bits::{Field, read_bits, write_bits};
+pub use layout::CodecLayout;
 pub use spec::{CodecSpec, OptionSpec, Options};
 
 use crate::error::{ConfigError, FormatError};
@@ -93,6 +95,21 @@ pub trait Codec: std::fmt::Debug + Send + Sync {
 
     /// The definition of decoding: the value at `(row, col)` by itself, as `docs/format.md` says. Slow.
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32;
+
+    /// How kernels read the codes of a weight of `shape`; `None`, the default, if none can.
+    fn layout(&self, _shape: Shape) -> Option<CodecLayout> {
+        None
+    }
+
+    /// The values that the codes select from, in the order of [`layout`](Self::layout).
+    fn dictionary(&self, _shape: Shape, _codes: &Codes) -> Vec<f32> {
+        Vec::new()
+    }
+
+    /// The part of such a dictionary that is stored with the weight; the rest is the same for every weight.
+    fn learned(&self, _shape: Shape, _dictionary: &[f32]) -> Vec<f16> {
+        Vec::new()
+    }
 
     /// An upper estimate of the bytes that encoding a weight of `shape` holds beside the weight and its codes.
     fn search_bytes(&self, shape: Shape) -> usize;

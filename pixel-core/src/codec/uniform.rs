@@ -7,8 +7,11 @@
 //! One F16 scale and one `b`-bit zero point serve a group of neighbouring weights of a row. The range of a group is
 //! clipped where that lowers the squared error: the shares of the full range that are tried are `1 − i/32`, `i < 20`.
 
-use super::{BlockEncoder, Codec, CodecFamily, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec, StreamType};
-use super::{read_bits, write_bits};
+use super::bits::{Field, read_bits, write_bits};
+use super::{
+    BlockEncoder, Codec, CodecFamily, CodecLayout, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec,
+    StreamType,
+};
 use crate::error::{ConfigError, FormatError};
 use crate::matrix::{MatrixRef, Shape};
 use half::f16;
@@ -53,24 +56,78 @@ struct UniformCodec {
 }
 
 impl UniformCodec {
-    fn num_groups(self, shape: Shape) -> usize {
-        shape.d_input().div_ceil(self.group)
+    fn layout_of(self, shape: Shape) -> UniformLayout {
+        UniformLayout { shape, bits: self.bits, group: self.group }
+    }
+}
+
+/// The codes of one weight, `[d_output, row_words]`, and after them the zero points, [`zero_words`](Self::zero_words)
+/// words. The dictionary is the `2^bits` levels; the zero points select from it too, so that a zero stays zero:
+/// `ŵ = scale · (D[q] − D[zero_point])`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct UniformLayout {
+    /// The weight.
+    pub shape: Shape,
+    /// Bits of an index.
+    pub bits: u32,
+    /// Weights of a row that share a scale.
+    pub group: usize,
+}
+
+impl UniformLayout {
+    /// Groups of a row.
+    pub const fn num_groups(&self) -> usize {
+        self.shape.d_input().div_ceil(self.group)
     }
 
     /// Words of one row of indices; a row starts at a new word.
-    fn row_words(self, shape: Shape) -> usize {
-        (shape.d_input() * self.bits as usize).div_ceil(32)
+    pub const fn row_words(&self) -> usize {
+        (self.shape.d_input() * self.bits as usize).div_ceil(32)
+    }
+
+    /// Words of all indices.
+    pub const fn code_words(&self) -> usize {
+        self.shape.d_output() * self.row_words()
     }
 
     /// Words of all zero points, row after row without gaps.
-    fn zero_words(self, shape: Shape) -> usize {
-        (shape.d_output() * self.num_groups(shape) * self.bits as usize).div_ceil(32)
+    pub const fn zero_words(&self) -> usize {
+        (self.shape.d_output() * self.num_groups() * self.bits as usize).div_ceil(32)
     }
 
-    /// The bit offset of the zero point of `group` of `row`.
-    fn zero_offset(self, shape: Shape, row: usize, group: usize) -> usize {
-        (row * self.num_groups(shape) + group) * self.bits as usize
+    /// The bit offset of the zero point of `group` of `row`, within the zero points.
+    const fn zero_offset(&self, row: usize, group: usize) -> usize {
+        (row * self.num_groups() + group) * self.bits as usize
     }
+
+    /// The index of the weight at `(row, col)`.
+    pub const fn field(&self, row: usize, col: usize) -> Field {
+        let offset = row * self.row_words() * 32 + col * self.bits as usize;
+        Field::at(offset, self.code_words() + self.zero_words())
+    }
+
+    /// The zero point of the weight at `(row, col)`, in the words of the codes and the zero points.
+    pub const fn zero_field(&self, row: usize, col: usize) -> Field {
+        let offset = self.code_words() * 32 + self.zero_offset(row, col / self.group);
+        Field::at(offset, self.code_words() + self.zero_words())
+    }
+
+    /// Decodes row `row`, `[d_input]`, in units of the group scales.
+    pub(crate) fn decode_band(&self, words: &[u32], zeros: &[u32], dictionary: &[f32], row: usize, values: &mut [f32]) {
+        let words = &words[row * self.row_words()..][..self.row_words()];
+        for (group, values) in values.chunks_mut(self.group).enumerate() {
+            let zero = dictionary[read_bits(zeros, self.zero_offset(row, group), self.bits) as usize];
+            for (i, value) in values.iter_mut().enumerate() {
+                let offset = (group * self.group + i) * self.bits as usize;
+                *value = dictionary[read_bits(words, offset, self.bits) as usize] - zero;
+            }
+        }
+    }
+}
+
+/// The levels of `bits` bits: 0, 1, 2 …
+fn levels(bits: u32) -> Vec<f32> {
+    (0..1u32 << bits).map(|level| level as f32).collect()
 }
 
 /// The grid of one group.
@@ -131,11 +188,11 @@ impl Codec for UniformCodec {
     }
 
     fn streams(&self, shape: Shape) -> Vec<StreamSpec> {
-        let (m, groups) = (shape.d_output(), self.num_groups(shape));
+        let (layout, m) = (self.layout_of(shape), shape.d_output());
         vec![
-            StreamSpec { name: "codes", dtype: StreamType::U32, shape: vec![m, self.row_words(shape)] },
-            StreamSpec { name: "scales", dtype: StreamType::F16, shape: vec![m, groups] },
-            StreamSpec { name: "zeros", dtype: StreamType::U32, shape: vec![self.zero_words(shape)] },
+            StreamSpec { name: "codes", dtype: StreamType::U32, shape: vec![m, layout.row_words()] },
+            StreamSpec { name: "scales", dtype: StreamType::F16, shape: vec![m, layout.num_groups()] },
+            StreamSpec { name: "zeros", dtype: StreamType::U32, shape: vec![layout.zero_words()] },
         ]
     }
 
@@ -149,38 +206,40 @@ impl Codec for UniformCodec {
 
     fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> Box<dyn BlockEncoder + 'a> {
         let shape = weight.shape();
+        let layout = self.layout_of(shape);
         Box::new(UniformEncoder {
-            codec: *self,
-            shape,
-            codes: vec![0; shape.d_output() * self.row_words(shape)],
-            scales: vec![f16::ZERO; shape.d_output() * self.num_groups(shape)],
-            zeros: vec![0; self.zero_words(shape)],
+            layout,
+            codes: vec![0; layout.code_words()],
+            scales: vec![f16::ZERO; shape.d_output() * layout.num_groups()],
+            zeros: vec![0; layout.zero_words()],
         })
     }
 
     fn decode_band(&self, shape: Shape, codes: &Codes, band: usize, rows: &mut [f32]) {
-        let (row_words, groups) = (self.row_words(shape), self.num_groups(shape));
         let [codes, scales, zeros] = &codes.streams[..] else { unreachable!("three streams") };
-        let words = &codes.words()[band * row_words..][..row_words];
-        for (group, values) in rows.chunks_mut(self.group).enumerate() {
-            let grid = Grid {
-                scale: scales.halves()[band * groups + group],
-                zero_point: read_bits(zeros.words(), self.zero_offset(shape, band, group), self.bits),
-            };
-            for (i, value) in values.iter_mut().enumerate() {
-                let offset = (group * self.group + i) * self.bits as usize;
-                *value = grid.decode(read_bits(words, offset, self.bits));
-            }
+        let layout = self.layout_of(shape);
+        layout.decode_band(codes.words(), zeros.words(), &levels(self.bits), band, rows);
+        let scales = &scales.halves()[band * layout.num_groups()..];
+        for (values, scale) in rows.chunks_mut(self.group).zip(scales) {
+            values.iter_mut().for_each(|value| *value *= scale.to_f32());
         }
     }
 
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32 {
-        let group = col / self.group;
-        let offset = row * self.row_words(shape) * 32 + col * self.bits as usize;
+        let layout = self.layout_of(shape);
+        let offset = row * layout.row_words() * 32 + col * self.bits as usize;
         let index = read_bits(codes.streams[0].words(), offset, self.bits);
-        let scale = codes.streams[1].halves()[row * self.num_groups(shape) + group];
-        let zero_point = read_bits(codes.streams[2].words(), self.zero_offset(shape, row, group), self.bits);
+        let scale = codes.streams[1].halves()[row * layout.num_groups() + col / self.group];
+        let zero_point = read_bits(codes.streams[2].words(), layout.zero_offset(row, col / self.group), self.bits);
         scale.to_f32() * (index as f32 - zero_point as f32)
+    }
+
+    fn layout(&self, shape: Shape) -> Option<CodecLayout> {
+        Some(CodecLayout::Uniform(self.layout_of(shape)))
+    }
+
+    fn dictionary(&self, _shape: Shape, _codes: &Codes) -> Vec<f32> {
+        levels(self.bits)
     }
 
     fn search_bytes(&self, _shape: Shape) -> usize {
@@ -192,17 +251,17 @@ impl Codec for UniformCodec {
     }
 
     fn check(&self, shape: Shape, codes: &Codes) -> Result<(), FormatError> {
+        let layout = self.layout_of(shape);
         let row_bits = shape.d_input() * self.bits as usize;
-        super::check_row_padding("codes", codes.streams[0].words(), self.row_words(shape), row_bits)?;
+        super::check_row_padding("codes", codes.streams[0].words(), layout.row_words(), row_bits)?;
         super::check_finite("scales", codes.streams[1].halves())?;
-        let zero_bits = shape.d_output() * self.num_groups(shape) * self.bits as usize;
-        super::check_row_padding("zeros", codes.streams[2].words(), self.zero_words(shape), zero_bits)
+        let zero_bits = shape.d_output() * layout.num_groups() * self.bits as usize;
+        super::check_row_padding("zeros", codes.streams[2].words(), layout.zero_words(), zero_bits)
     }
 }
 
 struct UniformEncoder {
-    codec: UniformCodec,
-    shape: Shape,
+    layout: UniformLayout,
     codes: Vec<u32>,
     scales: Vec<f16>,
     zeros: Vec<u32>,
@@ -210,19 +269,19 @@ struct UniformEncoder {
 
 impl BlockEncoder for UniformEncoder {
     fn encode_block(&mut self, block: usize, values: &[f32], decoded: &mut [f32]) {
-        let codec = self.codec;
-        let levels = (1u32 << codec.bits) - 1;
-        let (row_words, groups) = (codec.row_words(self.shape), codec.num_groups(self.shape));
-        let inside = codec.group.min(self.shape.d_input() - block * codec.group);
-        let rows = values.chunks_exact(codec.group).zip(decoded.chunks_exact_mut(codec.group));
+        let UniformLayout { shape, bits, group } = self.layout;
+        let levels = (1u32 << bits) - 1;
+        let (row_words, groups) = (self.layout.row_words(), self.layout.num_groups());
+        let inside = group.min(shape.d_input() - block * group);
+        let rows = values.chunks_exact(group).zip(decoded.chunks_exact_mut(group));
         for (row, (values, decoded)) in rows.enumerate() {
             let grid = Grid::fit(&values[..inside], levels);
             self.scales[row * groups + block] = grid.scale;
-            write_bits(&mut self.zeros, codec.zero_offset(self.shape, row, block), codec.bits, grid.zero_point);
+            write_bits(&mut self.zeros, self.layout.zero_offset(row, block), bits, grid.zero_point);
             let words = &mut self.codes[row * row_words..][..row_words];
             for (i, (&value, decoded)) in values[..inside].iter().zip(decoded).enumerate() {
                 let index = grid.encode(value, levels);
-                write_bits(words, (block * codec.group + i) * codec.bits as usize, codec.bits, index);
+                write_bits(words, (block * group + i) * bits as usize, bits, index);
                 *decoded = grid.decode(index);
             }
         }

@@ -27,6 +27,12 @@ use super::similarity::norm;
 /// assert!((energy - 1.0).abs() < 1e-6);
 /// ```
 pub fn computed_pattern(part: u16, index: u16, pattern: &mut [f32]) {
+    computed_values(part, index, pattern);
+    normalise(pattern);
+}
+
+/// The same before the division by the norm: integers, not all of them zero.
+pub(crate) fn computed_values(part: u16, index: u16, pattern: &mut [f32]) {
     let seed = mix(65536 * u32::from(part) + u32::from(index));
     for (i, value) in pattern.iter_mut().enumerate() {
         let hash = mix(seed.wrapping_add(0x9E37_79B9u32.wrapping_mul(i as u32)));
@@ -36,7 +42,6 @@ pub fn computed_pattern(part: u16, index: u16, pattern: &mut [f32]) {
     if pattern.iter().all(|value| *value == 0.0) {
         pattern[0] = 1.0;
     }
-    normalise(pattern);
 }
 
 /// Divides by the norm; a zero vector stays as it is.

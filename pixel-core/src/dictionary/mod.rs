@@ -16,7 +16,6 @@ mod computed;
 mod error;
 mod learn;
 mod lookup;
-mod lru;
 mod pattern;
 mod pursuit;
 mod similarity;
@@ -38,6 +37,6 @@ pub use similarity::{similarities, transposed};
 pub use store::PatternDictionary;
 
 pub(crate) use cholesky::GrowingCholesky;
+pub(crate) use computed::computed_values;
 pub(crate) use error::check_finite;
-pub(crate) use lru::Lru;
 pub(crate) use similarity::{dot, norm};

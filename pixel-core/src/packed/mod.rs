@@ -9,7 +9,7 @@ use half::f16;
 use std::borrow::Cow;
 
 /// The name of the stream of row scales, of codecs that leave them to the shell.
-const ROW_SCALES: &str = "scales";
+pub(crate) const ROW_SCALES: &str = "scales";
 
 /// What describes a packed weight beside its streams.
 #[derive(Debug, Clone, PartialEq)]
@@ -160,7 +160,7 @@ pub fn spec_streams(spec: &CodecSpec, shape: Shape) -> Result<Vec<StreamSpec>, c
     Ok(stream_specs(&*spec.build()?, shape))
 }
 
-fn stream_specs(codec: &dyn Codec, shape: Shape) -> Vec<StreamSpec> {
+pub(crate) fn stream_specs(codec: &dyn Codec, shape: Shape) -> Vec<StreamSpec> {
     let mut specs = codec.streams(shape);
     if codec.row_scaling() != codec::RowScaling::None {
         specs.push(StreamSpec { name: ROW_SCALES, dtype: StreamType::F16, shape: vec![shape.d_output()] });

@@ -3,9 +3,13 @@
 //! [`mod@reference`] holds the definition, entry by entry; here is what runs: band by band, every band decoded by its codec,
 //! scaled, and rotated back row by row.
 
+mod kernel_form;
 pub mod reference;
+mod slices;
 mod synthesizer;
 
+pub use kernel_form::{KernelForm, KernelFormError};
+pub use slices::PatternSlices;
 pub use synthesizer::{PatternRef, SynthesizedFit, WeightSynthesizer, WeightSynthesizerConfig};
 
 use crate::condition::exp2;

@@ -1,10 +1,11 @@
 //! Weights as sums of a dictionary's patterns, the original's form.
 
 use crate::dictionary::{
-    DictionaryError, GrowingCholesky, Lru, PatternDictionary, PatternId, PatternKind, Pursuit, PursuitMethod,
-    check_finite, dot, norm,
+    DictionaryError, GrowingCholesky, PatternDictionary, PatternId, PatternKind, Pursuit, PursuitMethod, check_finite,
+    dot, norm,
 };
 use crate::error::ConfigError;
+use crate::lru::Lru;
 use crate::matrix::{Matrix, MatrixRef, Shape};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -37,14 +37,16 @@
 //! Compression of Large Language Models via Additive Quantization", 2024: weights of language models.
 
 pub mod dictionary;
+mod layout;
 pub mod search;
 
 use super::{
-    BlockEncoder, Codec, CodecFamily, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec, StreamType,
-    check_row_padding, read_bits, write_bits,
+    BlockEncoder, Codec, CodecFamily, CodecLayout, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec,
+    StreamType, check_row_padding, read_bits, write_bits,
 };
 use crate::error::{ConfigError, FormatError};
 use crate::matrix::{MatrixRef, Shape};
+pub use layout::AdditiveLayout;
 use search::{MAX_BEAM, Search};
 
 /// Weights in a group.
@@ -106,25 +108,8 @@ struct AdditiveCodec {
 }
 
 impl AdditiveCodec {
-    /// Bits of a group's codes.
-    fn group_bits(&self) -> usize {
-        4 * self.dictionary.len()
-    }
-
-    /// Words of a row.
-    fn row_words(&self, shape: Shape) -> usize {
-        (shape.d_input().div_ceil(GROUP) * self.group_bits()).div_ceil(32)
-    }
-
-    /// `Σ P_m[c_m]`.
-    fn decode(&self, codes: u32) -> [f32; GROUP] {
-        let mut sum = [0.0; GROUP];
-        for (m, patterns) in self.dictionary.iter().enumerate() {
-            for (sum, weight) in sum.iter_mut().zip(&patterns[nibble(codes, m)]) {
-                *sum += weight;
-            }
-        }
-        sum
+    fn layout_of(&self, shape: Shape) -> AdditiveLayout {
+        AdditiveLayout { shape, sub_dictionaries: self.dictionary.len() }
     }
 
     /// A search that ignores all but the first `width` weights of a group.
@@ -143,7 +128,11 @@ impl Codec for AdditiveCodec {
     }
 
     fn streams(&self, shape: Shape) -> Vec<StreamSpec> {
-        vec![StreamSpec { name: "codes", dtype: StreamType::U32, shape: vec![shape.d_output(), self.row_words(shape)] }]
+        vec![StreamSpec {
+            name: "codes",
+            dtype: StreamType::U32,
+            shape: vec![shape.d_output(), self.layout_of(shape).row_words()],
+        }]
     }
 
     fn block_width(&self, _shape: Shape) -> usize {
@@ -160,23 +149,28 @@ impl Codec for AdditiveCodec {
             0 => self.search.clone(),
             width => self.edge_search(width),
         };
-        let words = vec![0; shape.d_output() * self.row_words(shape)];
+        let words = vec![0; self.layout_of(shape).num_words()];
         Box::new(Encoder { codec: self, shape, edge, words })
     }
 
     fn decode_band(&self, shape: Shape, codes: &Codes, band: usize, rows: &mut [f32]) {
-        let row_words = self.row_words(shape);
-        let words = &codes.streams[0].words()[band * row_words..][..row_words];
-        for (g, group) in rows.chunks_mut(GROUP).enumerate() {
-            let decoded = self.decode(read_bits(words, g * self.group_bits(), self.group_bits() as u32));
-            group.copy_from_slice(&decoded[..group.len()]);
-        }
+        let patterns = self.dictionary.as_flattened().as_flattened();
+        self.layout_of(shape).decode_band(codes.streams[0].words(), patterns, band, rows);
     }
 
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32 {
-        let offset = row * self.row_words(shape) * 32 + col / GROUP * self.group_bits();
+        let layout = self.layout_of(shape);
+        let offset = row * layout.row_words() * 32 + col / GROUP * layout.group_bits();
         let code = |m: usize| read_bits(codes.streams[0].words(), offset + 4 * m, 4) as usize;
         self.dictionary.iter().enumerate().map(|(m, patterns)| patterns[code(m)][col % GROUP]).sum()
+    }
+
+    fn layout(&self, shape: Shape) -> Option<CodecLayout> {
+        Some(CodecLayout::Additive(self.layout_of(shape)))
+    }
+
+    fn dictionary(&self, _shape: Shape, _codes: &Codes) -> Vec<f32> {
+        self.dictionary.as_flattened().as_flattened().to_vec()
     }
 
     /// Two searches, each with the Gram table of all pairs of patterns.
@@ -189,8 +183,9 @@ impl Codec for AdditiveCodec {
     }
 
     fn check(&self, shape: Shape, codes: &Codes) -> Result<(), FormatError> {
-        let row_bits = shape.d_input().div_ceil(GROUP) * self.group_bits();
-        check_row_padding("codes", codes.streams[0].words(), self.row_words(shape), row_bits)
+        let layout = self.layout_of(shape);
+        let row_bits = shape.d_input().div_ceil(GROUP) * layout.group_bits();
+        check_row_padding("codes", codes.streams[0].words(), layout.row_words(), row_bits)
     }
 }
 
@@ -205,8 +200,9 @@ struct Encoder<'a> {
 
 impl BlockEncoder for Encoder<'_> {
     fn encode_block(&mut self, block: usize, values: &[f32], decoded: &mut [f32]) {
-        let group_bits = self.codec.group_bits();
-        let row_words = self.codec.row_words(self.shape);
+        let layout = self.codec.layout_of(self.shape);
+        let (group_bits, row_words) = (layout.group_bits(), layout.row_words());
+        let patterns = self.codec.dictionary.as_flattened().as_flattened();
         let is_edge = (block + 1) * GROUP >= self.shape.d_input();
         let search = if is_edge { &self.edge } else { &self.codec.search };
         let (groups, _) = values.as_chunks::<GROUP>();
@@ -214,7 +210,7 @@ impl BlockEncoder for Encoder<'_> {
         for ((words, group), decoded) in self.words.chunks_exact_mut(row_words).zip(groups).zip(decoded) {
             let codes = search.encode(group);
             write_bits(words, block * group_bits, group_bits as u32, codes);
-            *decoded = self.codec.decode(codes);
+            *decoded = layout.decode(codes, patterns);
         }
     }
 
@@ -225,7 +221,7 @@ impl BlockEncoder for Encoder<'_> {
 
 /// Code `m` of a group's codes.
 #[inline]
-fn nibble(codes: u32, m: usize) -> usize {
+const fn nibble(codes: u32, m: usize) -> usize {
     (codes >> (4 * m) & 15) as usize
 }
 

@@ -81,7 +81,7 @@ fn whole(shape: Shape) -> TileShape {
 /// With `budget` = ⌊bits · tile_len⌋: `index_bits` from the option, less where a single term would not fit or the
 /// dictionary not into memory; `terms` = ⌊(budget − 4) / (index_bits + scale_bits)⌋, at least 1; `gain_bits` what is
 /// left of the budget, 4 to 8. Only a weight smaller than a tile can exceed its budget.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Layout {
     pub(super) grid: TileGrid,
     pub(super) index_bits: u32,
@@ -127,11 +127,11 @@ impl Layout {
     }
 
     /// Bits of a term.
-    const fn width(&self) -> u32 {
+    pub(super) const fn width(&self) -> u32 {
         self.index_bits + self.scale_bits
     }
 
-    const fn tile_bits(&self) -> usize {
+    pub(super) const fn tile_bits(&self) -> usize {
         self.gain_bits as usize + self.terms * self.width() as usize
     }
 

@@ -1,7 +1,7 @@
 //! The patterns and the scales that a tile's bits stand for.
 
 use super::layout::Layout;
-use crate::dictionary::{base_patterns, computed_pattern, similarities, transposed};
+use crate::dictionary::{base_patterns, computed_pattern, computed_values, similarities, transposed};
 use crate::matrix::TileShape;
 use half::f16;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -75,6 +75,9 @@ struct Universal {
     rows: Vec<f32>,
     /// `[parts, tile_len, patterns]`.
     columns: OnceLock<Vec<f32>>,
+    /// The computed patterns before the division by their norm, `[parts, patterns, tile_len]`, at every index. Only kernels
+    /// need them.
+    integers: OnceLock<Vec<i8>>,
     /// Base patterns of each part.
     base: usize,
 }
@@ -93,7 +96,7 @@ impl Universal {
                 }
             }
         }
-        Self { key, rows, columns: OnceLock::new(), base: base.len() }
+        Self { key, rows, columns: OnceLock::new(), integers: OnceLock::new(), base: base.len() }
     }
 
     /// The dictionary, shared by all weights that have the same one; the last few are kept.
@@ -113,6 +116,19 @@ impl Universal {
             fits
         });
         found
+    }
+
+    fn integers(&self) -> &[i8] {
+        self.integers.get_or_init(|| {
+            let (len, patterns) = (self.key.tile.len(), 1usize << self.key.index_bits);
+            let mut values = vec![0.0; len];
+            let mut integers = Vec::with_capacity(self.rows.len());
+            for at in 0..self.key.parts * patterns {
+                computed_values((at / patterns) as u16, (at % patterns) as u16, &mut values);
+                integers.extend(values.iter().map(|value| *value as i8));
+            }
+            integers
+        })
     }
 
     fn columns(&self) -> &[f32] {
@@ -140,6 +156,22 @@ impl Patterns {
         let learned: Vec<f32> = learned.iter().map(|value| (value.to_f64() * unit) as f32).collect();
         let universal = Universal::shared(Key { tile, index_bits, parts });
         Self { universal, len, count: layout.patterns(), learned, learned_columns: OnceLock::new() }
+    }
+
+    /// Base patterns of each part.
+    pub(super) fn base(&self) -> usize {
+        self.universal.base
+    }
+
+    /// The stored patterns, `[learned, tile_len]`.
+    pub(super) fn learned(&self) -> &[f32] {
+        &self.learned
+    }
+
+    /// Computed pattern `index` of the part that term `term` picks from, before the division by its norm.
+    pub(super) fn integers(&self, term: usize, index: usize) -> &[i8] {
+        let part = term % self.universal.key.parts;
+        &self.universal.integers()[(part * self.count + index) * self.len..][..self.len]
     }
 
     /// Pattern `index` of the part that term `term` picks from.

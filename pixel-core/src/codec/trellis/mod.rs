@@ -6,14 +6,19 @@
 //!
 //! Sources: Marcellin and Fischer, *Trellis coded quantization* (1990); Tseng et al., *QTIP* (2024).
 
+mod layout;
 pub mod patterns;
 mod viterbi;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-use super::{BlockEncoder, Codec, CodecFamily, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec, StreamType};
+use super::{
+    BlockEncoder, Codec, CodecFamily, CodecLayout, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec,
+    StreamType,
+};
 use crate::error::{ConfigError, FormatError};
 use crate::matrix::{MatrixRef, Shape, TileGrid, TileShape};
+pub use layout::TrellisLayout;
 use patterns::{Hash, Step};
 use std::sync::OnceLock;
 use viterbi::{Engine, Search, Tables};
@@ -117,22 +122,8 @@ impl TrellisCodec {
         Self { hash, step, window, simd: Simd::Avx512, tables: OnceLock::new() }
     }
 
-    fn tile_words(&self) -> usize {
-        TILE_LEN / self.step.weights * self.step.bits as usize / 32
-    }
-
-    /// Decodes one tile: weight pair or weight `t` is the pattern of `window(t) = bits[(T−1−t)·k, +L) mod T·k`.
-    fn decode_tile(&self, words: &[u32], tile: &mut [f32]) {
-        let (k, unit, mask) = (self.step.bits as usize, self.hash.unit(), (1u32 << self.window) - 1);
-        for (i, weights) in tile.chunks_exact_mut(self.step.weights).rev().enumerate() {
-            let (word, offset) = (i * k / 32, i * k % 32);
-            let next = if word + 1 == words.len() { words[0] } else { words[word + 1] };
-            let pair = u64::from(words[word]) | u64::from(next) << 32;
-            let integers = self.hash.integers((pair >> offset) as u32 & mask);
-            for (weight, integer) in weights.iter_mut().zip(integers) {
-                *weight = integer as f32 * unit;
-            }
-        }
+    fn layout_of(&self, shape: Shape) -> TrellisLayout {
+        TrellisLayout { grid: tile_grid(shape), hash: self.hash, step: self.step, window: self.window }
     }
 }
 
@@ -151,7 +142,7 @@ impl Codec for TrellisCodec {
 
     fn streams(&self, shape: Shape) -> Vec<StreamSpec> {
         let grid = tile_grid(shape);
-        let shape = vec![grid.tile_rows(), grid.tile_cols(), self.tile_words()];
+        let shape = vec![grid.tile_rows(), grid.tile_cols(), self.step.tile_words()];
         vec![StreamSpec { name: "codes", dtype: StreamType::U32, shape }]
     }
 
@@ -170,30 +161,19 @@ impl Codec for TrellisCodec {
             codec: self,
             grid,
             search: Search::new(tables, Engine::detect(tables, self.simd), TILE_LEN),
-            words: vec![0; grid.num_tiles() * self.tile_words()],
+            words: vec![0; grid.num_tiles() * self.step.tile_words()],
         })
     }
 
     fn decode_band(&self, shape: Shape, codes: &Codes, band: usize, rows: &mut [f32]) {
-        let grid = tile_grid(shape);
-        let (width, tile_words) = (shape.d_input(), self.tile_words());
-        let band_words = &codes.streams[0].words()[band * grid.tile_cols() * tile_words..];
-        let mut tile = [0.0; TILE_LEN];
-        for (tile_col, words) in band_words.chunks_exact(tile_words).take(grid.tile_cols()).enumerate() {
-            self.decode_tile(words, &mut tile);
-            let start = tile_col * grid.tile.cols;
-            let inside = grid.tile.cols.min(width - start);
-            for (row, values) in rows.chunks_exact_mut(width).zip(tile.chunks_exact(grid.tile.cols)) {
-                row[start..start + inside].copy_from_slice(&values[..inside]);
-            }
-        }
+        self.layout_of(shape).decode_band(codes.streams[0].words(), &[self.hash.unit()], band, rows);
     }
 
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32 {
-        let grid = tile_grid(shape);
-        let TileShape { rows, cols } = grid.tile;
-        let tile = (row / rows) * grid.tile_cols() + col / cols;
-        let words = &codes.streams[0].words()[tile * self.tile_words()..][..self.tile_words()];
+        let layout = self.layout_of(shape);
+        let TileShape { rows, cols } = layout.grid.tile;
+        let tile = (row / rows) * layout.grid.tile_cols() + col / cols;
+        let words = &codes.streams[0].words()[tile * layout.tile_words()..][..layout.tile_words()];
         let within = row % rows * cols + col % cols;
         let (steps, k) = (TILE_LEN / self.step.weights, self.step.bits as usize);
         let t = within / self.step.weights;
@@ -202,6 +182,14 @@ impl Codec for TrellisCodec {
             window | super::read_bits(words, at, 1) << bit
         });
         self.hash.integers(window)[within % self.step.weights] as f32 * self.hash.unit()
+    }
+
+    fn layout(&self, shape: Shape) -> Option<CodecLayout> {
+        Some(CodecLayout::Trellis(self.layout_of(shape)))
+    }
+
+    fn dictionary(&self, _shape: Shape, _codes: &Codes) -> Vec<f32> {
+        vec![self.hash.unit()]
     }
 
     /// The costs of all steps, and the tables.
@@ -230,7 +218,8 @@ struct TrellisEncoder<'a> {
 
 impl BlockEncoder for TrellisEncoder<'_> {
     fn encode_block(&mut self, block: usize, values: &[f32], decoded: &mut [f32]) {
-        let (k, tile_words) = (self.codec.step.bits as usize, self.codec.tile_words());
+        let (k, tile_words) = (self.codec.step.bits as usize, self.codec.step.tile_words());
+        let (layout, unit) = (self.codec.layout_of(self.grid.shape), self.codec.hash.unit());
         let mut tile = [0.0; TILE_LEN];
         let mut chunks = [0u32; TILE_LEN];
         let chunks = &mut chunks[..TILE_LEN / self.codec.step.weights];
@@ -241,7 +230,7 @@ impl BlockEncoder for TrellisEncoder<'_> {
             for (i, &chunk) in chunks.iter().rev().enumerate() {
                 super::write_bits(words, i * k, k as u32, chunk);
             }
-            self.codec.decode_tile(words, &mut tile);
+            layout.decode_tile(words, unit, &mut tile);
             self.grid.write_to_block(&tile, tile_row, decoded);
         }
     }

@@ -8,7 +8,7 @@
 //! other constants, and here with two weights a step at the low rates.
 
 /// How many weights a step of the trellis yields, and the bits that it shifts in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Step {
     /// Weights a step, `V`: 1 or 2.
     pub weights: usize,
@@ -21,10 +21,15 @@ impl Step {
     pub fn for_rate(bits: f64) -> Self {
         if bits < 3.0 { Self { weights: 2, bits: (2.0 * bits) as u32 } } else { Self { weights: 1, bits: bits as u32 } }
     }
+
+    /// Words of a tile.
+    pub const fn tile_words(self) -> usize {
+        super::TILE_LEN / self.weights * self.bits as usize / 32
+    }
 }
 
 /// The constants of a step kind.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Hash {
     /// The multiplier; odd.
     pub multiplier: u32,

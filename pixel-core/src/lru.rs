@@ -4,8 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 /// Values by key, whose costs add up to no more than the budget.
+///
+/// # Example
+/// ```
+/// use pixel_core::lru::Lru;
+/// let mut weights = Lru::new(100);
+/// weights.insert("first", 1, 60);
+/// weights.insert("second", 2, 60);
+/// assert_eq!((weights.get(&"first"), weights.get(&"second"), weights.used()), (None, Some(2), 60));
+/// ```
 #[derive(Debug)]
-pub(crate) struct Lru<K, V> {
+pub struct Lru<K, V> {
     budget: usize,
     used: usize,
     clock: u64,
@@ -22,16 +31,18 @@ struct Entry<V> {
 }
 
 impl<K: Clone + Eq + Hash, V: Clone> Lru<K, V> {
-    pub(crate) fn new(budget: usize) -> Self {
+    /// An empty cache for costs of `budget` in all, bytes for instance.
+    pub fn new(budget: usize) -> Self {
         Self { budget, used: 0, clock: 0, entries: HashMap::new(), order: BTreeMap::new() }
     }
 
     /// The costs of what is kept.
-    pub(crate) fn used(&self) -> usize {
+    pub fn used(&self) -> usize {
         self.used
     }
 
-    pub(crate) fn get(&mut self, key: &K) -> Option<V> {
+    /// The value of `key`, which is now the one used last.
+    pub fn get(&mut self, key: &K) -> Option<V> {
         let entry = self.entries.get_mut(key)?;
         self.clock += 1;
         self.order.remove(&entry.time);
@@ -41,7 +52,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Lru<K, V> {
     }
 
     /// Keeps a value; one that costs more than the whole budget is not kept.
-    pub(crate) fn insert(&mut self, key: K, value: V, cost: usize) {
+    pub fn insert(&mut self, key: K, value: V, cost: usize) {
         self.remove(&key);
         if cost > self.budget {
             return;
@@ -57,7 +68,8 @@ impl<K: Clone + Eq + Hash, V: Clone> Lru<K, V> {
         self.entries.insert(key, Entry { value, cost, time: self.clock });
     }
 
-    pub(crate) fn remove(&mut self, key: &K) {
+    /// Forgets the value of `key`.
+    pub fn remove(&mut self, key: &K) {
         if let Some(entry) = self.entries.remove(key) {
             self.used -= entry.cost;
             self.order.remove(&entry.time);

@@ -1,0 +1,222 @@
+//! The form that kernels read: one array of words, one of scales, one of values that the words select from.
+
+use super::PatternSlices;
+use crate::codec::{CodecLayout, Codes, Stream, StreamType};
+use crate::condition::{EXPONENT_RANGE, exp2};
+use crate::error::FormatError;
+use crate::packed::{PackedHeader, PackedWeight, ROW_SCALES, stream_specs};
+use half::f16;
+
+/// A packed weight as kernels read it:
+///
+/// ```text
+/// W[r][c] = Σ_j scales[r][j / group] · value(codes, dictionary)[r][j] · Q[c][j]
+/// ```
+///
+/// The power of two of [`PackedHeader::exponent`] is part of the scales. Codes are constant; scales and dictionary may
+/// be trained.
+///
+/// # Example
+/// ```
+/// use pixel_core::synthesis::KernelForm;
+/// use pixel_core::{MatrixRef, Shape, compress_weight};
+/// let data: Vec<f32> = (0..64 * 32).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+/// let weight = MatrixRef::new(Shape::new(64, 32)?, &data)?;
+/// let (packed, _) = compress_weight(weight, &"additive:2".parse()?, Some(1))?;
+/// let form = KernelForm::new(&packed)?;
+/// assert_eq!((form.codes.len(), form.scales.len(), form.dictionary.len()), (64 * 2, 64, 4 * 16 * 8));
+/// assert_eq!(form.to_packed(packed.header())?.synthesize(), packed.synthesize());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct KernelForm {
+    /// How the codes are read.
+    pub layout: CodecLayout,
+    /// All index streams, one after the other, `[layout.num_words()]`.
+    pub codes: Vec<u32>,
+    /// `[d_output, layout.scales_per_row()]`.
+    pub scales: Vec<f32>,
+    /// `[layout.dictionary_len()]`.
+    pub dictionary: Vec<f32>,
+}
+
+/// A packed weight and a kernel form that do not turn into one another.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelFormError {
+    /// The codec has no kernels.
+    #[error("codec {codec} has no kernels")]
+    NoKernels {
+        /// The codec.
+        codec: String,
+    },
+    /// A scale does not fit its type.
+    #[error("the scale at index {index} is {value}, which {target} cannot hold")]
+    Scale {
+        /// Where in the scales.
+        index: usize,
+        /// The scale, without the exponent.
+        value: f32,
+        /// The type.
+        target: &'static str,
+    },
+    /// A value of the dictionary that no file stores was changed.
+    #[error("dictionary value {index} of codec {codec} is {found}, and the file format fixes it at {expected}")]
+    FixedDictionary {
+        /// The codec.
+        codec: String,
+        /// Where in the dictionary.
+        index: usize,
+        /// The value.
+        found: f32,
+        /// The value of the format.
+        expected: f32,
+    },
+    /// The form is that of another weight.
+    #[error("the form is not that of {} as {} with exponent {}", header.shape, header.codec, header.exponent)]
+    Header {
+        /// What was asked for.
+        header: Box<PackedHeader>,
+    },
+    /// An array has another length than the layout says.
+    #[error("{what} has {found} values, the layout asks for {expected}")]
+    Length {
+        /// Which array.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length asked for.
+        expected: usize,
+    },
+    /// The result is no valid weight.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+}
+
+impl KernelForm {
+    /// The kernel form of `packed`.
+    ///
+    /// # Errors
+    /// [`KernelFormError::NoKernels`]; [`KernelFormError::Scale`] if a scale times the power of two leaves f32's range.
+    pub fn new(packed: &PackedWeight) -> Result<Self, KernelFormError> {
+        let (header, codec) = (packed.header(), packed.codec());
+        let no_kernels = || KernelFormError::NoKernels { codec: header.codec.codec.clone() };
+        let layout = codec.layout(header.shape).ok_or_else(no_kernels)?;
+        let mut codes = Vec::with_capacity(layout.num_words());
+        let mut halves = packed.row_scales();
+        for (spec, stream) in codec.streams(header.shape).iter().zip(&packed.codes().streams) {
+            match stream {
+                Stream::U32(words) => codes.extend_from_slice(words),
+                Stream::F16(values) if spec.name == ROW_SCALES => halves = values,
+                Stream::F16(_) => {}
+            }
+        }
+        let unit = exp2(header.exponent);
+        let scales: Vec<f32> = halves.iter().map(|scale| scale.to_f32() * unit).collect();
+        if let Some(index) = scales.iter().position(|scale| !scale.is_finite()) {
+            return Err(KernelFormError::Scale { index, value: halves[index].to_f32(), target: "F32" });
+        }
+        Ok(Self { layout, codes, scales, dictionary: codec.dictionary(header.shape, packed.codes()) })
+    }
+
+    /// Back to what is stored. Scales are rounded to F16, learned patterns too.
+    ///
+    /// # Errors
+    /// [`KernelFormError::Header`] for the header of another weight; [`KernelFormError::FixedDictionary`] if training changed what the format fixes; [`KernelFormError::Scale`] for a
+    /// scale beyond F16; [`KernelFormError::Length`]; [`KernelFormError::Format`].
+    pub fn to_packed(&self, header: &PackedHeader) -> Result<PackedWeight, KernelFormError> {
+        self.check_lengths()?;
+        let codec = header.codec.build().map_err(FormatError::from)?;
+        if codec.layout(header.shape) != Some(self.layout) || !EXPONENT_RANGE.contains(&header.exponent) {
+            return Err(KernelFormError::Header { header: Box::new(header.clone()) });
+        }
+        let unit = exp2(-header.exponent);
+        let halves: Vec<f16> = self.scales.iter().map(|scale| f16::from_f32(scale * unit)).collect();
+        if let Some(index) = halves.iter().position(|scale| !scale.is_finite()) {
+            return Err(KernelFormError::Scale { index, value: self.scales[index] * unit, target: "F16" });
+        }
+        let learned = codec.learned(header.shape, &self.dictionary);
+        let (mut words, mut streams) = (&self.codes[..], Vec::new());
+        for spec in stream_specs(&*codec, header.shape) {
+            streams.push(match spec.dtype {
+                StreamType::U32 => {
+                    let (stream, rest) = words.split_at(spec.len().min(words.len()));
+                    words = rest;
+                    Stream::U32(stream.to_vec())
+                }
+                StreamType::F16 if spec.name == ROW_SCALES => Stream::F16(halves.clone()),
+                StreamType::F16 => Stream::F16(learned.clone()),
+            });
+        }
+        let packed = PackedWeight::new(header.clone(), streams)?;
+        let expected = packed.codec().dictionary(header.shape, packed.codes());
+        // Learned patterns are what was just rounded to F16; the rest is the same to the bit.
+        let learned = self.layout.learned_range();
+        let differs = |i: &usize| !learned.contains(i) && self.dictionary[*i].to_bits() != expected[*i].to_bits();
+        match (0..expected.len()).find(differs) {
+            None => Ok(packed),
+            Some(index) => Err(KernelFormError::FixedDictionary {
+                codec: header.codec.codec.clone(),
+                index,
+                found: self.dictionary[index],
+                expected: expected[index],
+            }),
+        }
+    }
+
+    /// A weight of `shape` with random codes from `words`, whose values have the root mean square `scale`: how a layer
+    /// starts that is trained from scratch. Rows have equal scales.
+    ///
+    /// # Errors
+    /// [`KernelFormError::NoKernels`]; [`KernelFormError::Format`] if the codec cannot be built.
+    pub fn random(header: &PackedHeader, scale: f32, mut words: impl FnMut() -> u32) -> Result<Self, KernelFormError> {
+        let codec = header.codec.build().map_err(FormatError::from)?;
+        let no_kernels = || KernelFormError::NoKernels { codec: header.codec.codec.clone() };
+        let layout = codec.layout(header.shape).ok_or_else(no_kernels)?;
+        let mut codes: Vec<u32> = (0..layout.num_words()).map(|_| words()).collect();
+        layout.tidy(&mut codes);
+        let (mut rest, mut streams) = (&codes[..], Vec::new());
+        for spec in codec.streams(header.shape) {
+            streams.push(match spec.dtype {
+                StreamType::U32 => {
+                    let (stream, behind) = rest.split_at(spec.len());
+                    rest = behind;
+                    Stream::U32(stream.to_vec())
+                }
+                StreamType::F16 => Stream::F16(vec![f16::ZERO; spec.len()]),
+            });
+        }
+        let dictionary = codec.dictionary(header.shape, &Codes { streams });
+        let scales = vec![1.0; header.shape.d_output() * layout.scales_per_row()];
+        let mut form = Self { layout, codes, scales, dictionary };
+        let mut values = vec![0.0; header.shape.num_weights()];
+        form.as_slices().synthesize(&mut values);
+        let power = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64;
+        if power > 0.0 {
+            // As it would be stored.
+            let unit = exp2(header.exponent);
+            let stored = f16::from_f64(f64::from(scale / unit) / power.sqrt());
+            form.scales.fill(stored.to_f32() * unit);
+        }
+        Ok(form)
+    }
+
+    /// The arrays, borrowed.
+    pub fn as_slices(&self) -> PatternSlices<'_> {
+        PatternSlices::new(self.layout, &self.codes, &self.scales, &self.dictionary)
+    }
+
+    fn check_lengths(&self) -> Result<(), KernelFormError> {
+        let scales = self.layout.shape().d_output() * self.layout.scales_per_row();
+        for (what, found, expected) in [
+            ("codes", self.codes.len(), self.layout.num_words()),
+            ("scales", self.scales.len(), scales),
+            ("dictionary", self.dictionary.len(), self.layout.dictionary_len()),
+        ] {
+            if found != expected {
+                return Err(KernelFormError::Length { what, found, expected });
+            }
+        }
+        Ok(())
+    }
+}
