@@ -42,12 +42,18 @@
 //! # Ok::<(), pixel_core::archive::ArchiveError>(())
 //! ```
 //!
+//! # In Burn
+//! With the feature `burn` (on by default, with the CPU backend `flex`), the module `backend` runs compressed layers on
+//! every backend of Burn; `pixel-nn` has the Burn modules. Without default features the crate is slices only.
+//!
 //! # Limits
-//! Weights are coded one by one, without calibration or error feedback, and nothing here runs a model. Weights of other
+//! Weights are coded one by one, without calibration or error feedback. Weights of other
 //! float types are coded as F32. The same input, recipe and seed give the same bytes on every machine and for every
 //! number of threads; only widths with an odd part above 128 rely on the platform's `sin` and `cos` in f64.
 
 pub mod archive;
+#[cfg(feature = "burn")]
+pub mod backend;
 pub mod codec;
 pub mod compressor;
 pub mod condition;
@@ -55,6 +61,7 @@ pub mod config;
 pub mod dictionary;
 pub mod encode;
 pub mod error;
+pub mod lru;
 pub mod matrix;
 pub mod metrics;
 pub mod packed;

@@ -1,0 +1,226 @@
+//! One weight from its codes: the integer part in 32-bit words, the same on every device.
+
+use crate::codec::CodecLayout;
+use crate::codec::additive::{AdditiveLayout, GROUP, PATTERNS};
+use crate::codec::matching::MatchingLayout;
+use crate::codec::trellis::{TILE_LEN, TrellisLayout};
+use crate::codec::uniform::UniformLayout;
+use cubecl::prelude::*;
+
+/// The weight at `(row, col)`, scaled, in the rotated basis.
+#[cube]
+pub(super) fn weight(
+    codes: &Tensor<u32>,
+    scales: &Tensor<f32>,
+    dictionary: &Tensor<f32>,
+    row: usize,
+    col: usize,
+    #[comptime] layout: CodecLayout,
+) -> f32 {
+    let per_row = comptime!(layout.scales_per_row());
+    let group = comptime!(layout.scale_group());
+    value(codes, dictionary, row, col, layout) * scales[row * per_row + col / group]
+}
+
+/// The weight at `(row, col)` in units of its scale.
+#[cube]
+pub(super) fn value(
+    codes: &Tensor<u32>,
+    dictionary: &Tensor<f32>,
+    row: usize,
+    col: usize,
+    #[comptime] layout: CodecLayout,
+) -> f32 {
+    match comptime!(layout) {
+        CodecLayout::Trellis(layout) => trellis(codes, dictionary, row, col, layout),
+        CodecLayout::Additive(layout) => additive(codes, dictionary, row, col, layout),
+        CodecLayout::Matching(layout) => matching(codes, dictionary, row, col, layout),
+        CodecLayout::Uniform(layout) => uniform(codes, dictionary, row, col, layout),
+    }
+}
+
+/// Bits `shift … shift + width` of the two words, `width` ≤ 31.
+#[cube]
+fn field(low: u32, high: u32, shift: u32, #[comptime] width: u32) -> u32 {
+    let mask = comptime!((1u32 << width) - 1);
+    // A shift by 32 is not defined; where `shift` is 0, nothing of the second word is wanted.
+    let kept = high & ((1u32 << shift) - 1u32);
+    ((low >> shift) | (kept << ((32u32 - shift) % 32u32))) & mask
+}
+
+/// The field of `width` bits at bit `offset` behind word `start`, in `words` words. Words and bits are kept apart: the bits of
+/// a large table are more than 32-bit offsets can count.
+#[cube]
+fn read(codes: &Tensor<u32>, start: usize, offset: usize, #[comptime] words: usize, #[comptime] width: u32) -> u32 {
+    let word = start + offset / 32;
+    let next = select(word + 1 < words, word + 1, word);
+    field(codes[word], codes[next], (offset % 32) as u32, width)
+}
+
+/// The hash of the window, times the unit.
+#[cube]
+fn trellis(
+    codes: &Tensor<u32>,
+    dictionary: &Tensor<f32>,
+    row: usize,
+    col: usize,
+    #[comptime] layout: TrellisLayout,
+) -> f32 {
+    let rows = comptime!(layout.grid.tile.rows);
+    let cols = comptime!(layout.grid.tile.cols);
+    let tile_cols = comptime!(layout.grid.tile_cols());
+    let words = comptime!(layout.tile_words());
+    let weights = comptime!(layout.step.weights);
+    let last = comptime!(TILE_LEN / layout.step.weights - 1);
+    let bits = comptime!(layout.step.bits as usize);
+    let multiplier = comptime!(layout.hash.multiplier);
+
+    let base = (row / rows * tile_cols + col / cols) * words;
+    let within = row % rows * cols + col % cols;
+    let bit = (last - within / weights) * bits;
+    let low = codes[base + bit / 32];
+    let high = codes[base + (bit / 32 + 1) % words];
+    let product = field(low, high, (bit % 32) as u32, layout.window) * multiplier;
+    let mixed = product ^ (product >> 16u32);
+    let integer = if comptime!(weights == 2) {
+        let pairs = (mixed & 0x0F0F_0F0Fu32) + ((mixed >> 4u32) & 0x0F0F_0F0Fu32);
+        let sums = pairs + (pairs >> 8u32);
+        let half = (within % 2) as u32 * 16u32;
+        f32::cast_from((sums >> half) & 0xFFu32) - 30.0
+    } else {
+        let pairs = (mixed & 0x00FF_00FFu32) + ((mixed >> 8u32) & 0x00FF_00FFu32);
+        f32::cast_from((pairs & 0xFFFFu32) + (pairs >> 16u32)) - 510.0
+    };
+    integer * dictionary[0]
+}
+
+/// The sum of the patterns that the nibbles select.
+#[cube]
+fn additive(
+    codes: &Tensor<u32>,
+    dictionary: &Tensor<f32>,
+    row: usize,
+    col: usize,
+    #[comptime] layout: AdditiveLayout,
+) -> f32 {
+    let row_words = comptime!(layout.row_words());
+    let group_bits = comptime!(layout.group_bits());
+    let count = comptime!(layout.sub_dictionaries);
+    let start = row * row_words;
+    let offset = col / GROUP * group_bits;
+    let mut sum = 0.0f32;
+    #[unroll]
+    for m in 0..count {
+        let at = offset + comptime!(4 * m);
+        let nibble = (codes[start + at / 32] >> ((at % 32) as u32)) & 15u32;
+        sum += dictionary[(nibble as usize + comptime!(m * PATTERNS)) * GROUP + col % GROUP];
+    }
+    sum
+}
+
+/// The level of the index, minus that of the zero point.
+#[cube]
+fn uniform(
+    codes: &Tensor<u32>,
+    dictionary: &Tensor<f32>,
+    row: usize,
+    col: usize,
+    #[comptime] layout: UniformLayout,
+) -> f32 {
+    let bits = comptime!(layout.bits as usize);
+    let row_words = comptime!(layout.row_words());
+    let zeros = comptime!(layout.code_words());
+    let groups = comptime!(layout.num_groups());
+    let group = comptime!(layout.group);
+    let words = comptime!(layout.code_words() + layout.zero_words());
+    let index = read(codes, row * row_words, col * bits, words, layout.bits);
+    // Zero points have no gaps between rows: 32 of them fill `bits` words.
+    let place = row * groups + col / group;
+    let zero = read(codes, zeros + place / 32 * bits, place % 32 * bits, words, layout.bits);
+    dictionary[index as usize] - dictionary[zero as usize]
+}
+
+/// The sum over the terms of the tile.
+#[cube]
+fn matching(
+    codes: &Tensor<u32>,
+    dictionary: &Tensor<f32>,
+    row: usize,
+    col: usize,
+    #[comptime] layout: MatchingLayout,
+) -> f32 {
+    let rows = comptime!(layout.grid().tile.rows);
+    let cols = comptime!(layout.grid().tile.cols);
+    let len = comptime!(layout.grid().tile.len());
+    let band_words = comptime!(layout.band_words());
+    let tile_bits = comptime!(layout.tile_bits());
+    let words = comptime!(layout.num_words());
+    let gain_bits = comptime!(layout.gain_bits());
+    let term_bits = comptime!(layout.term_bits());
+    let index_bits = comptime!(layout.index_bits());
+    let terms = comptime!(layout.terms());
+    let parts = comptime!(layout.parts());
+    let stored = comptime!(layout.stored());
+    let computed = comptime!(layout.computed());
+    let ladder = comptime!(layout.ladder_start());
+    let patterns = comptime!(layout.stored_start());
+    let norms = comptime!(layout.norms_start());
+
+    let start = row / rows * band_words;
+    let offset = col / cols * tile_bits;
+    let place = row % rows * cols + col % cols;
+    let gain = dictionary[read(codes, start, offset, words, gain_bits) as usize];
+    let mut sum = 0.0f32;
+    for k in 0..terms {
+        let at = offset + comptime!(gain_bits as usize) + k * comptime!(term_bits as usize);
+        let term = read(codes, start, at, words, term_bits);
+        let index = (term & comptime!((1u32 << index_bits) - 1)) as usize;
+        let code = term >> index_bits;
+        if index > 0 {
+            let magnitude = gain * dictionary[ladder + k] / f32::cast_from(1u32 << (code >> 1u32));
+            let scale = select(code & 1u32 == 0u32, magnitude, -magnitude);
+            if index <= stored {
+                sum += scale * dictionary[patterns + (index - 1) * len + place];
+            } else {
+                let part = k % parts;
+                let inverse_norm = dictionary[norms + part * computed + index - comptime!(1 + stored)];
+                sum += scale * inverse_norm * computed_value(part as u32, index as u32, place, len);
+            }
+        }
+    }
+    sum
+}
+
+/// Value `place` of computed pattern `index` of part `part`, before the division by the norm.
+#[cube]
+fn computed_value(part: u32, index: u32, place: usize, #[comptime] len: usize) -> f32 {
+    let seed = mix(part * 65536u32 + index);
+    let mut value = nibbles(seed, place as u32);
+    // A pattern whose values are all zero is one at its first place. Of eight values that never happens.
+    if comptime!(len < 8) {
+        let mut zeros = 0usize;
+        for i in 0..len {
+            if nibbles(seed, i as u32) == 0.0 {
+                zeros += 1;
+            }
+        }
+        if zeros == len && place == 0 {
+            value = 1.0;
+        }
+    }
+    value
+}
+
+#[cube]
+fn nibbles(seed: u32, place: u32) -> f32 {
+    let hash = mix(seed + place * 0x9E37_79B9u32);
+    let sum = (hash & 15u32) + ((hash >> 4u32) & 15u32) + ((hash >> 8u32) & 15u32) + ((hash >> 12u32) & 15u32);
+    f32::cast_from(sum) - 30.0
+}
+
+#[cube]
+fn mix(x: u32) -> u32 {
+    let a = (x ^ (x >> 16u32)) * 0x7FEB_352Du32;
+    let b = (a ^ (a >> 15u32)) * 0x846C_A68Bu32;
+    b ^ (b >> 16u32)
+}

@@ -1,0 +1,118 @@
+//! CubeCL kernels, one source for wgpu, Vulkan, Metal, CUDA and cubecl-cpu.
+//!
+//! [`decode`] reads one weight from the codes; [`synthesize`], [`linear`] and [`rotate`] are built on it. Codes, scales and
+//! dictionary are read as they are stored; weights exist in registers alone.
+
+mod decode;
+mod linear;
+mod rotate;
+mod synthesize;
+
+use super::{Direction, PixelBackend};
+use crate::codec::CodecLayout;
+use crate::rotation::Rotation;
+use burn::backend::TensorMetadata;
+use burn::backend::ops::IntTensorOps;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::{DType, IntDType, Shape};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use std::sync::Arc;
+
+impl PixelBackend for CubeBackend {
+    fn rotate(
+        x: FloatTensor<Self>,
+        signs: IntTensor<Self>,
+        hartley: FloatTensor<Self>,
+        rotation: Arc<Rotation>,
+        direction: Direction,
+    ) -> FloatTensor<Self> {
+        rotate::rotate(into_contiguous(x), Bound::new(signs, hartley), &rotation, direction)
+    }
+
+    fn synthesize(
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        dictionary: FloatTensor<Self>,
+        layout: CodecLayout,
+    ) -> FloatTensor<Self> {
+        synthesize::all_rows(Weight::new(codes, scales, dictionary, layout))
+    }
+
+    fn synthesize_rows(
+        rows: IntTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        dictionary: FloatTensor<Self>,
+        layout: CodecLayout,
+    ) -> FloatTensor<Self> {
+        let rows = into_contiguous(Self::int_cast(rows, IntDType::I32));
+        synthesize::some_rows(rows, Weight::new(codes, scales, dictionary, layout))
+    }
+
+    fn pattern_linear(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        dictionary: FloatTensor<Self>,
+        layout: CodecLayout,
+    ) -> FloatTensor<Self> {
+        linear::linear(into_contiguous(x), Weight::new(codes, scales, dictionary, layout))
+    }
+}
+
+/// The tables of a rotation, of the right types.
+struct Bound {
+    signs: CubeTensor,
+    hartley: CubeTensor,
+}
+
+impl Bound {
+    fn new(signs: CubeTensor, hartley: CubeTensor) -> Self {
+        assert_eq!((signs.dtype, hartley.dtype), (DType::U32, DType::F32), "types of signs and Hartley values");
+        Self { signs: into_contiguous(signs), hartley: into_contiguous(hartley) }
+    }
+}
+
+/// A weight whose tensors are what its layout says. A kernel that read others would give wrong weights in silence.
+struct Weight {
+    codes: CubeTensor,
+    scales: CubeTensor,
+    dictionary: CubeTensor,
+    layout: CodecLayout,
+}
+
+impl Weight {
+    fn new(codes: CubeTensor, scales: CubeTensor, dictionary: CubeTensor, layout: CodecLayout) -> Self {
+        let dtypes = (codes.dtype, scales.dtype, dictionary.dtype);
+        assert_eq!(dtypes, (DType::U32, DType::F32, DType::F32), "types of codes, scales, dictionary");
+        let len = |tensor: &CubeTensor| tensor.shape().num_elements();
+        let found = (len(&codes), len(&scales), len(&dictionary));
+        let scale_len = layout.shape().d_output() * layout.scales_per_row();
+        assert_eq!(
+            found,
+            (layout.num_words(), scale_len, layout.dictionary_len()),
+            "lengths of codes, scales, dictionary"
+        );
+        // Kernels count in 32 bits.
+        let largest = layout.num_words().max(layout.shape().num_weights());
+        assert!(u32::try_from(largest).is_ok(), "{} weights in a kernel that counts in 32 bits", layout.shape());
+        Self {
+            codes: into_contiguous(codes),
+            scales: into_contiguous(scales),
+            dictionary: into_contiguous(dictionary),
+            layout,
+        }
+    }
+
+    /// An F32 tensor beside the weight.
+    fn empty(&self, shape: Shape) -> CubeTensor {
+        empty_like(&self.scales, shape, DType::F32)
+    }
+}
+
+fn empty_like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
+    empty_device_contiguous_dtype(tensor.client.clone(), tensor.device.clone(), shape, dtype)
+}
