@@ -1,0 +1,57 @@
+//! Burn modules whose weights are patterns: indices and scales at 1 to 4 bits a weight, synthesised on demand.
+//!
+//! ```text
+//!  a model that exists ──▶ replace_linear_layers ──▶ the same types, weights synthesised by val()
+//!  Linear, Embedding   ──▶ from_linear, …        ──▶ PIXELLinear, PIXELEmbedding: products straight from the codes
+//!  an archive          ──▶ from_archive          ──▶ the same
+//! ```
+//!
+//! # Example
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! use burn::nn::LinearConfig;
+//! use burn::tensor::{Device, Tensor};
+//! use pixel_nn::{PIXELLinear, PixelModule};
+//!
+//! let device = Device::flex();
+//! let dense = LinearConfig::new(256, 128).init(&device);
+//! let (layer, error) = PIXELLinear::from_linear(&dense, &"trellis:4:window=12".parse()?, 0)?;
+//! assert!(error.relative_mse() < 0.006 && layer.bits_per_weight() < 4.1);
+//! let x = Tensor::<2>::ones([8, 256], &device);
+//! let difference = layer.forward(x.clone()) - layer.to_dense().forward(x);
+//! assert!(difference.abs().max().into_scalar::<f32>() < 1e-4);
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Features
+//! `flex` (default), `ndarray`, `wgpu`, `vulkan`, `metal`, `cuda`, `cpu`: Burn's backends; `autodiff`: training of scales,
+//! dictionaries and low-rank parts; `fusion`. One source serves all of them; [`pixel_core::backend`] has the operations.
+//!
+//! # Limits
+//! A record holds codes, scales and dictionary, not shape, codec and rotation: it is loaded into a layer made with the
+//! same configuration. Codes are never trained. The kernels are correct, and neither tuned nor
+//! measured for speed yet.
+
+pub mod attention;
+mod dense;
+mod embedding;
+mod error;
+mod linear;
+pub mod projection;
+pub mod replace;
+mod synthesis;
+mod weight;
+
+pub use attention::{KeyValueCache, PIXELAttention, PIXELAttentionConfig};
+pub use dense::PixelModule;
+pub use embedding::{PIXELEmbedding, PIXELEmbeddingConfig};
+pub use error::LayerError;
+pub use linear::{LowRank, PIXELLinear, PIXELLinearConfig};
+pub use projection::Projection;
+pub use replace::{
+    CompressionReport, PatternParam, ReplaceConfig, replace_linear_layers, replace_skeleton, replaced_parameters,
+    restore_dense,
+};
+pub use synthesis::{SynthesisMode, WeightCache};
+pub use weight::PatternWeight;

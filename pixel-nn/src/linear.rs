@@ -1,0 +1,284 @@
+//! A linear layer whose weight is patterns.
+
+use crate::dense::PixelModule;
+use crate::error::LayerError;
+use crate::synthesis::SynthesisMode;
+use crate::weight::{PatternWeight, read_floats};
+use burn::config::Config;
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
+use burn::nn::{Initializer, Linear};
+use burn::tensor::{Device, Tensor, TensorData, assert_shape};
+use pixel_core::archive::Archive;
+use pixel_core::metrics::ErrorSums;
+use pixel_core::{CodecSpec, Matrix, PackedWeight, Shape, compress_owned};
+
+/// How a [`PIXELLinear`] is made.
+///
+/// # Example
+/// ```
+/// # #[cfg(feature = "flex")] {
+/// use burn::tensor::{Device, Tensor};
+/// use pixel_core::CodecSpec;
+/// use pixel_nn::PIXELLinearConfig;
+/// let device = Device::flex();
+/// let layer = PIXELLinearConfig::new(64, 32).with_codec(CodecSpec::new("additive", 2.0)).init(&device);
+/// assert_eq!(layer.forward(Tensor::<3>::zeros([2, 5, 64], &device)).dims(), [2, 5, 32]);
+/// # }
+/// ```
+#[derive(Config, Debug)]
+pub struct PIXELLinearConfig {
+    /// The size of the input features.
+    pub d_input: usize,
+    /// The size of the output features.
+    pub d_output: usize,
+    /// Whether a bias is added. Default: true.
+    #[config(default = true)]
+    pub bias: bool,
+    /// The codec of the weight. Default: `trellis:2`.
+    #[config(default = "CodecSpec::new(\"trellis\", 2.0)")]
+    pub codec: CodecSpec,
+    /// Whether the input side is rotated. Default: as the codec prefers.
+    pub rotate: Option<bool>,
+    /// The seed of the rotation's signs. Layers that share an input can share a rotation if they share the seed.
+    /// Default: 0.
+    #[config(default = 0)]
+    pub seed: u64,
+    /// The rank of a low-rank part beside the patterns, `x·down·up`. Default: none.
+    pub rank: Option<usize>,
+}
+
+impl PIXELLinearConfig {
+    /// A new layer: random codes whose weights have the standard deviation of Burn's default for `Linear`, `1/√(3·d_input)`;
+    /// the bias uniform in `±1/√d_input`; a low-rank part that starts at zero. [`Device::seed`] makes it repeatable.
+    ///
+    /// # Panics
+    /// If the configuration is invalid: [`try_init`](Self::try_init) says it in a `Result`.
+    pub fn init(&self, device: &Device) -> PIXELLinear {
+        self.try_init(device).unwrap_or_else(|error| panic!("PIXELLinear {}×{}: {error}", self.d_output, self.d_input))
+    }
+
+    /// [`init`](Self::init) for a configuration of somebody else's making.
+    ///
+    /// # Errors
+    /// [`LayerError`] for an empty shape, a codec that cannot be built, or a device without an implementation.
+    pub fn try_init(&self, device: &Device) -> Result<PIXELLinear, LayerError> {
+        let shape = Shape::new(self.d_output, self.d_input)?;
+        let rotation = self.rotation()?;
+        let largest = self.d_input.min(self.d_output);
+        if let Some(rank) = self.rank.filter(|rank| !(1..=largest).contains(rank)) {
+            let (value, range) = (rank.to_string(), format!("1..={largest}"));
+            return Err(pixel_core::ConfigError::Range { field: "rank", value, range }.into());
+        }
+        let k = 1.0 / (self.d_input as f64).sqrt();
+        let weight = PatternWeight::random(shape, &self.codec, rotation, (k / 3f64.sqrt()) as f32, device)?;
+        let uniform = Initializer::Uniform { min: -k, max: k };
+        let bias = self.bias.then(|| uniform.init([self.d_output], device));
+        let low_rank = self.rank.map(|rank| LowRank {
+            down: uniform.init([self.d_input, rank], device),
+            up: Initializer::Zeros.init([rank, self.d_output], device),
+        });
+        Ok(PIXELLinear { weight, low_rank, bias, synthesis: SynthesisMode::OnDemand })
+    }
+
+    fn rotation(&self) -> Result<Option<u64>, LayerError> {
+        rotation(&self.codec, self.rotate, self.seed)
+    }
+}
+
+/// The rotation that a codec prefers, or the one asked for.
+pub(crate) fn rotation(spec: &CodecSpec, rotate: Option<bool>, seed: u64) -> Result<Option<u64>, LayerError> {
+    Ok(rotate.unwrap_or(spec.family()?.rotates()).then_some(seed))
+}
+
+/// A linear layer whose weight is patterns: `y = x·W + b`, `W` synthesised on demand.
+///
+/// Made with [`PIXELLinearConfig`], from a dense layer ([`from_linear`](Self::from_linear)), from a packed weight
+/// ([`from_packed`](Self::from_packed)) or from an archive ([`from_archive`](Self::from_archive)).
+///
+/// # Training
+/// Scales, dictionary, low-rank part and bias have gradients; codes do not.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct PIXELLinear {
+    /// The weight, `[d_output, d_input]`.
+    pub weight: PatternWeight,
+    /// A low-rank part beside the patterns.
+    pub low_rank: Option<LowRank>,
+    /// `[d_output]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    synthesis: SynthesisMode,
+}
+
+/// A low-rank part of a weight, `x·down·up`.
+#[derive(Module, Debug)]
+pub struct LowRank {
+    /// `[d_input, rank]`.
+    pub down: Param<Tensor<2>>,
+    /// `[rank, d_output]`.
+    pub up: Param<Tensor<2>>,
+}
+
+impl PIXELLinear {
+    /// Compresses a dense layer, on its device, and reports the error of the weight. The bias stays as it is.
+    ///
+    /// # Errors
+    /// [`LayerError`] for a weight that is not of a float type or not finite, or a codec that cannot be built.
+    ///
+    /// # Example
+    /// ```
+    /// # #[cfg(feature = "flex")] {
+    /// use burn::{nn::LinearConfig, tensor::Device};
+    /// use pixel_nn::PIXELLinear;
+    /// let dense = LinearConfig::new(128, 64).init(&Device::flex());
+    /// let (layer, error) = PIXELLinear::from_linear(&dense, &"trellis:3:window=12".parse()?, 0)?;
+    /// assert!(error.relative_mse() < 0.03);
+    /// assert!(layer.to_string().contains("codec: trellis:3:window=12, bits_per_weight: 3.125"));
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn from_linear(dense: &Linear, codec: &CodecSpec, seed: u64) -> Result<(Self, ErrorSums), LayerError> {
+        let device = dense.weight.device();
+        let weight = dense.weight.val();
+        let [d_input, d_output] = weight.dims();
+        // Burn's layers hold the transpose.
+        let values = read_floats("weight", weight.transpose())?;
+        let matrix = Matrix::new(Shape::new(d_output, d_input)?, values)?;
+        let (packed, error) = compress_owned(matrix, codec, rotation(codec, None, seed)?)?;
+        let bias = dense.bias.clone();
+        let weight = PatternWeight::from_packed(&packed, &device)?;
+        Ok((Self { weight, low_rank: None, bias, synthesis: SynthesisMode::OnDemand }, error))
+    }
+
+    /// A layer from a packed weight and a bias `[d_output]`, if there is one.
+    ///
+    /// # Errors
+    /// [`LayerError::BiasShape`]; [`LayerError::Backend`].
+    pub fn from_packed(packed: &PackedWeight, bias: Option<Vec<f32>>, device: &Device) -> Result<Self, LayerError> {
+        let shape = packed.shape();
+        if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != shape.d_output()) {
+            return Err(LayerError::BiasShape { tensor: "bias".into(), found: vec![bias.len()], weight: shape });
+        }
+        let weight = PatternWeight::from_packed(packed, device)?;
+        let bias = bias.map(|bias| Param::from_data(TensorData::new(bias, [shape.d_output()]), device));
+        Ok(Self { weight, low_rank: None, bias, synthesis: SynthesisMode::OnDemand })
+    }
+
+    /// The layer whose tensors are `NAME.weight`, packed, and `NAME.bias`, kept, if the archive has that. Hashes are
+    /// checked.
+    ///
+    /// # Errors
+    /// [`LayerError::Archive`] for a name that is not there or not packed and for damaged contents;
+    /// [`LayerError::NotFloat`] for a bias that is packed, [`LayerError::BiasShape`] for one that does not fit; [`LayerError::Backend`].
+    pub fn from_archive(archive: &Archive, name: &str, device: &Device) -> Result<Self, LayerError> {
+        let packed = archive.packed(&format!("{name}.weight"))?;
+        let bias_name = format!("{name}.bias");
+        if archive.entries().contains_key(&bias_name) {
+            return Err(LayerError::NotFloat { tensor: bias_name, found: "codes".into() });
+        }
+        let bias = match archive.kept().contains_key(&bias_name) {
+            false => None,
+            true => {
+                let (info, _) = archive.kept_bytes(&bias_name)?;
+                if info.shape != [packed.shape().d_output()] {
+                    let (found, weight) = (info.shape.clone(), packed.shape());
+                    return Err(LayerError::BiasShape { tensor: bias_name, found, weight });
+                }
+                Some(archive.checkpoint().to_f32(&bias_name)?)
+            }
+        };
+        Self::from_packed(&packed, bias, device)
+    }
+
+    /// Chooses when dense weights exist.
+    pub fn with_synthesis(mut self, mode: SynthesisMode) -> Self {
+        self.synthesis = mode;
+        self
+    }
+
+    /// Puts a low-rank part beside the patterns.
+    ///
+    /// # Panics
+    /// If its shapes are not `[d_input, rank]` and `[rank, d_output]`.
+    pub fn with_low_rank(mut self, low_rank: LowRank) -> Self {
+        let shape = self.weight.shape();
+        let (down, up) = (low_rank.down.dims(), low_rank.up.dims());
+        let expected = ([shape.d_input(), up[0]], [down[1], shape.d_output()]);
+        assert_eq!((down, up), expected, "shapes of the low-rank factors");
+        self.low_rank = Some(low_rank);
+        self
+    }
+
+    /// The size of the input features.
+    pub fn d_input(&self) -> usize {
+        self.weight.shape().d_input()
+    }
+
+    /// The size of the output features.
+    pub fn d_output(&self) -> usize {
+        self.weight.shape().d_output()
+    }
+
+    /// Applies the layer: `[…, d_input]` to `[…, d_output]`.
+    ///
+    /// # Panics
+    /// If the last axis of `input` is not `d_input`.
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        let d_input = self.d_input();
+        assert_shape!(input, [.., d_input]);
+        let mut output = self.weight.linear(input.clone(), &self.synthesis);
+        if let Some(LowRank { down, up }) = &self.low_rank {
+            let dtype = output.dtype();
+            let inner = burn::tensor::module::linear(input, down.val().cast(dtype), None);
+            output = output + burn::tensor::module::linear(inner, up.val().cast(dtype), None);
+        }
+        match &self.bias {
+            None => output,
+            Some(bias) => {
+                let bias = bias.val().cast(output.dtype()).unsqueeze();
+                output + bias
+            }
+        }
+    }
+}
+
+impl PixelModule for PIXELLinear {
+    type Dense = Linear;
+
+    fn to_dense(&self) -> Linear {
+        let mut weight = self.weight.synthesize().transpose();
+        if let Some(LowRank { down, up }) = &self.low_rank {
+            weight = weight + down.val().matmul(up.val());
+        }
+        Linear { weight: Param::from_tensor(weight.detach()), bias: self.bias.clone() }
+    }
+
+    fn bits_per_weight(&self) -> f64 {
+        8.0 * self.stored_bytes() as f64 / self.weight.shape().num_weights() as f64
+    }
+
+    /// Codes, scales and learned patterns as an archive holds them, and the low-rank part in F32.
+    fn stored_bytes(&self) -> usize {
+        let factors = self.low_rank.as_ref().map_or(0, LowRank::num_params);
+        self.weight.stored_bytes() + 4 * factors
+    }
+}
+
+impl ModuleDisplay for PIXELLinear {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let content = content
+            .add("d_input", &self.d_input())
+            .add("d_output", &self.d_output())
+            .add("bias", &self.bias.is_some())
+            .add("codec", self.weight.codec().to_string().as_str())
+            .add("bits_per_weight", format!("{:.3}", self.bits_per_weight()).as_str());
+        match &self.low_rank {
+            None => content.optional(),
+            Some(low_rank) => content.add("rank", &low_rank.down.dims()[1]).optional(),
+        }
+    }
+}

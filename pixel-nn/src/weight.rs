@@ -1,0 +1,239 @@
+//! A weight that is patterns: codes, scales and dictionary as parameters.
+
+use crate::error::LayerError;
+use crate::synthesis::{Slot, SynthesisMode};
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor};
+use pixel_core::backend::{PatternTensors, RotationTensors, check_device};
+use pixel_core::codec::CodecLayout;
+use pixel_core::metrics::bits_per_weight;
+use pixel_core::packed::spec_streams;
+use pixel_core::synthesis::KernelForm;
+use pixel_core::{CodecSpec, PackedHeader, PackedWeight, Shape};
+use std::sync::Arc;
+
+/// A weight `[d_output, d_input]` as codes, scales and a dictionary.
+///
+/// Codes are constant; scales and dictionary are float parameters: optimizers see them, records hold them, and
+/// [`Module::num_params`] counts them. Shape, codec and rotation are not part of a record: a record is loaded into a
+/// weight made with the same configuration.
+#[derive(Module, Debug)]
+pub struct PatternWeight {
+    codes: Param<Tensor<1, Int>>,
+    scales: Param<Tensor<2>>,
+    dictionary: Param<Tensor<1>>,
+    rotation: Option<RotationTensors>,
+    slot: Slot,
+    #[module(skip)]
+    form: Arc<Form>,
+}
+
+/// What never changes about a weight.
+#[derive(Debug)]
+struct Form {
+    header: PackedHeader,
+    layout: CodecLayout,
+    stored_bytes: usize,
+}
+
+impl PatternWeight {
+    /// Puts a packed weight on a device.
+    ///
+    /// # Errors
+    /// [`LayerError::Backend`] if the codec has no kernels or the device no implementation.
+    pub fn from_packed(packed: &PackedWeight, device: &Device) -> Result<Self, LayerError> {
+        let tensors = PatternTensors::new(packed, device)?;
+        let form = Form { header: packed.header().clone(), layout: tensors.layout, stored_bytes: packed.num_bytes() };
+        Ok(Self {
+            codes: Param::initialized(ParamId::new(), tensors.codes),
+            scales: Param::from_tensor(tensors.scales),
+            dictionary: Param::from_tensor(tensors.dictionary),
+            rotation: tensors.rotation,
+            slot: Slot::default(),
+            form: Arc::new(form),
+        })
+    }
+
+    /// A weight with random codes, whose values have mean 0 and standard deviation `deviation`; how a layer starts that
+    /// is trained from scratch, or into which a record is loaded. [`Device::seed`] makes it repeatable.
+    ///
+    /// # Errors
+    /// [`LayerError::Config`] if the codec cannot be built; [`LayerError::Backend`].
+    pub fn random(
+        shape: Shape,
+        spec: &CodecSpec,
+        rotation: Option<u64>,
+        deviation: f32,
+        device: &Device,
+    ) -> Result<Self, LayerError> {
+        check_device(device)?;
+        let header = PackedHeader { shape, codec: spec.clone(), rotation, exponent: exponent_of(deviation) };
+        let stored: usize = spec_streams(spec, shape)?.iter().map(|stream| stream.num_bytes()).sum();
+        // Two draws of sixteen bits a word: every backend holds them exactly.
+        let draws = Tensor::<1>::random([stored / 2 + 2], Distribution::Uniform(0.0, 65536.0), (device, DType::F32));
+        let draws = draws.into_data().convert::<f32>().try_to_vec::<f32>();
+        let draws = draws.map_err(|e| LayerError::Read { tensor: "random".into(), message: format!("{e:?}") })?;
+        let mut draws = draws.into_iter().cycle().map(|draw| draw as u32 & 0xFFFF);
+        let mut word = || draws.next().unwrap_or_default() | draws.next().unwrap_or_default() << 16;
+        let form =
+            KernelForm::random(&header, deviation, &mut word).map_err(pixel_core::backend::BackendError::from)?;
+        let packed = form.to_packed(&header).map_err(pixel_core::backend::BackendError::from)?;
+        Self::from_packed(&packed, device)
+    }
+
+    /// Back to the packed form, for an archive. Scales are rounded to F16.
+    ///
+    /// # Errors
+    /// [`LayerError::Backend`] if training changed a part of the dictionary that archives do not hold, or a scale does not
+    /// fit F16.
+    pub fn to_packed(&self) -> Result<PackedWeight, LayerError> {
+        Ok(self.tensors().to_packed(&self.form.header)?)
+    }
+
+    /// Pattern indices, packed into words, U32.
+    pub fn codes(&self) -> &Param<Tensor<1, Int>> {
+        &self.codes
+    }
+
+    /// The scales, `[d_output, scales of a row]`.
+    pub fn scales(&self) -> &Param<Tensor<2>> {
+        &self.scales
+    }
+
+    /// The values that the codes select from.
+    pub fn dictionary(&self) -> &Param<Tensor<1>> {
+        &self.dictionary
+    }
+
+    /// The same weight with other scales.
+    ///
+    /// # Panics
+    /// If `change` gives them another shape.
+    pub fn map_scales(mut self, change: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Self {
+        let shape = self.scales.dims();
+        self.scales = self.scales.map(change);
+        assert_eq!(self.scales.dims(), shape, "shape of the scales");
+        self.slot = Slot::default();
+        self
+    }
+
+    /// The same weight with another dictionary.
+    ///
+    /// # Panics
+    /// If `change` gives it another length.
+    pub fn map_dictionary(mut self, change: impl FnOnce(Tensor<1>) -> Tensor<1>) -> Self {
+        let shape = self.dictionary.dims();
+        self.dictionary = self.dictionary.map(change);
+        assert_eq!(self.dictionary.dims(), shape, "length of the dictionary");
+        self.slot = Slot::default();
+        self
+    }
+
+    /// Shape, codec, rotation and exponent.
+    pub fn header(&self) -> &PackedHeader {
+        &self.form.header
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> Shape {
+        self.form.header.shape
+    }
+
+    /// The codec.
+    pub fn codec(&self) -> &CodecSpec {
+        &self.form.header.codec
+    }
+
+    /// Bits per weight as an archive stores it, scales and padding counted.
+    pub fn bits_per_weight(&self) -> f64 {
+        bits_per_weight(self.form.stored_bytes as u64, self.shape().num_weights() as u64)
+    }
+
+    /// Bytes that an archive takes for it.
+    pub fn stored_bytes(&self) -> usize {
+        self.form.stored_bytes
+    }
+
+    /// Bytes that it holds on its device: codes as stored, scales and dictionary in F32, the tables of the rotation.
+    pub fn device_bytes(&self) -> usize {
+        self.tensors().num_bytes()
+    }
+
+    /// The tensors of the parameters, as the operations take them.
+    pub fn tensors(&self) -> PatternTensors {
+        PatternTensors {
+            layout: self.form.layout,
+            codes: self.codes.val(),
+            scales: self.scales.val(),
+            dictionary: self.dictionary.val(),
+            rotation: self.rotation.clone(),
+        }
+    }
+
+    /// `x · Wᵀ`: `[…, d_input]` to `[…, d_output]`, as `mode` says.
+    ///
+    /// # Panics
+    /// If the last axis of `x` is not `d_input`.
+    pub fn linear<const D: usize>(&self, x: Tensor<D>, mode: &SynthesisMode) -> Tensor<D> {
+        match self.cached(&x.device(), mode) {
+            None => self.tensors().linear(x),
+            Some(weight) => {
+                // In f32 as on demand, whatever the type of `x`.
+                let dtype = x.dtype();
+                burn::tensor::module::linear(x.cast(DType::F32), weight.transpose(), None).cast(dtype)
+            }
+        }
+    }
+
+    /// Rows `rows` `[k]` of the weight, `[k, d_input]`, as `mode` says.
+    ///
+    /// # Panics
+    /// On CPU backends, if there is no such row.
+    pub fn rows(&self, rows: Tensor<1, Int>, mode: &SynthesisMode) -> Tensor<2> {
+        match self.cached(&rows.device(), mode) {
+            None => self.tensors().rows(rows),
+            Some(weight) => weight.select(0, rows),
+        }
+    }
+
+    /// The dense weight, `[d_output, d_input]`, F32.
+    pub fn synthesize(&self) -> Tensor<2> {
+        self.tensors().synthesize()
+    }
+
+    /// [`synthesize`](Self::synthesize), or the cached weight, as `mode` says.
+    pub(crate) fn dense(&self, mode: &SynthesisMode) -> Tensor<2> {
+        self.cached(&self.scales.device(), mode).unwrap_or_else(|| self.synthesize())
+    }
+
+    /// The dense weight from the cache, where `mode` has one and nothing is being trained: gradients reach scales and
+    /// dictionary through synthesis alone.
+    fn cached(&self, device: &Device, mode: &SynthesisMode) -> Option<Tensor<2>> {
+        let SynthesisMode::Cached(cache) = mode else { return None };
+        if device.is_autodiff() || self.scales.device().is_autodiff() {
+            return None;
+        }
+        Some(cache.weight(&self.slot, 4 * self.shape().num_weights(), || self.synthesize()))
+    }
+}
+
+/// The power of two nearest to `deviation` from below, so that F16 scales are precise.
+fn exponent_of(deviation: f32) -> i32 {
+    if deviation > 0.0 && deviation.is_finite() { (deviation.log2().floor() as i32).clamp(-126, 126) } else { 0 }
+}
+
+/// The float values of a tensor, as f32.
+///
+/// # Errors
+/// [`LayerError::NotFloat`] if it is quantized; [`LayerError::Read`].
+pub(crate) fn read_floats<const D: usize>(name: &str, tensor: Tensor<D>) -> Result<Vec<f32>, LayerError> {
+    let dtype = tensor.dtype();
+    if !matches!(dtype, DType::F64 | DType::F32 | DType::Flex32 | DType::F16 | DType::BF16) {
+        return Err(LayerError::NotFloat { tensor: name.into(), found: format!("{dtype:?}") });
+    }
+    let data = tensor.try_into_data();
+    let data = data.map_err(|e| LayerError::Read { tensor: name.into(), message: format!("{e:?}") })?;
+    data.convert::<f32>()
+        .try_into_vec()
+        .map_err(|e| LayerError::Read { tensor: name.into(), message: format!("{e:?}") })
+}
