@@ -1,0 +1,216 @@
+//! Which weights are replaced, and by which codec.
+
+use super::report::KeepReason;
+use super::survey::{Found, LayerKind};
+use crate::error::LayerError;
+use crate::synthesis::SynthesisMode;
+use burn::config::Config;
+use pixel_core::CodecSpec;
+use pixel_core::recipe::MIN_WEIGHTS;
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+/// How [`replace_linear_layers`](super::replace_linear_layers) treats a model.
+///
+/// Expressions are found anywhere in a parameter's path, `blocks.0.fc1.weight`; anchor them with `^` and `$`. One that
+/// matches no weight of the kinds asked for is an error, since it is a slip of the pen more often than not.
+///
+/// # Example
+/// ```
+/// use pixel_core::CodecSpec;
+/// use pixel_nn::ReplaceConfig;
+/// let config = ReplaceConfig::new(CodecSpec::new("trellis", 2.0))
+///     .with_exclude(vec![r"^head\.".into()])
+///     .with_rule(r"\.0\.", CodecSpec::new("trellis", 4.0))
+///     .with_embeddings(Some(CodecSpec::new("uniform", 8.0)));
+/// assert_eq!(config.rules.len(), 1);
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceConfig {
+    /// The codec of linear layers.
+    pub codec: CodecSpec,
+    /// Expressions of which one must match the path. Default: none, all weights are meant.
+    #[serde(default)]
+    pub include: Vec<String>,
+    /// Expressions of which none may match the path. Default: none.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// The codec of embeddings. Default: none, they stay dense.
+    #[serde(default)]
+    pub embeddings: Option<CodecSpec>,
+    /// The codec of convolutions, transposed ones too. Default: none, they stay dense.
+    #[serde(default)]
+    pub convolutions: Option<CodecSpec>,
+    /// Expressions whose weights take another codec; the first that matches wins. Default: none.
+    #[serde(default)]
+    pub rules: Vec<ReplaceRule>,
+    /// The seed of the rotations' signs. Default: 0.
+    #[serde(default)]
+    pub seed: u64,
+    /// Weights of fewer values stay dense, named or not. Default: 1024, as in a recipe.
+    #[serde(default = "min_weights")]
+    pub min_weights: usize,
+    /// When dense weights exist. Default: on demand. Not part of a file.
+    #[serde(skip)]
+    pub synthesis: SynthesisMode,
+}
+
+/// A codec for the weights whose path matches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceRule {
+    /// The expression.
+    #[serde(rename = "match")]
+    pub pattern: String,
+    /// The codec.
+    pub codec: CodecSpec,
+}
+
+/// 4096 bytes in F32: names and headers of a record weigh as much as what is won below that.
+fn min_weights() -> usize {
+    MIN_WEIGHTS
+}
+
+impl Config for ReplaceConfig {}
+
+impl ReplaceConfig {
+    /// All linear layers by `codec`, the rest by the defaults.
+    pub fn new(codec: CodecSpec) -> Self {
+        Self {
+            codec,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            embeddings: None,
+            convolutions: None,
+            rules: Vec::new(),
+            seed: 0,
+            min_weights: min_weights(),
+            synthesis: SynthesisMode::default(),
+        }
+    }
+
+    /// Sets [`include`](Self::include).
+    pub fn with_include(mut self, include: Vec<String>) -> Self {
+        self.include = include;
+        self
+    }
+
+    /// Sets [`exclude`](Self::exclude).
+    pub fn with_exclude(mut self, exclude: Vec<String>) -> Self {
+        self.exclude = exclude;
+        self
+    }
+
+    /// Sets [`embeddings`](Self::embeddings).
+    pub fn with_embeddings(mut self, codec: Option<CodecSpec>) -> Self {
+        self.embeddings = codec;
+        self
+    }
+
+    /// Sets [`convolutions`](Self::convolutions).
+    pub fn with_convolutions(mut self, codec: Option<CodecSpec>) -> Self {
+        self.convolutions = codec;
+        self
+    }
+
+    /// Adds a rule after those that are there. It changes the codec; whether a weight is replaced is not for it to say.
+    pub fn with_rule(mut self, pattern: &str, codec: CodecSpec) -> Self {
+        self.rules.push(ReplaceRule { pattern: pattern.into(), codec });
+        self
+    }
+
+    /// Sets [`seed`](Self::seed).
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Sets [`min_weights`](Self::min_weights).
+    pub fn with_min_weights(mut self, min_weights: usize) -> Self {
+        self.min_weights = min_weights;
+        self
+    }
+
+    /// Sets [`synthesis`](Self::synthesis).
+    pub fn with_synthesis(mut self, synthesis: SynthesisMode) -> Self {
+        self.synthesis = synthesis;
+        self
+    }
+
+    /// Compiles every expression and checks every codec.
+    ///
+    /// # Errors
+    /// [`LayerError::Pattern`], [`LayerError::Config`].
+    pub(super) fn compile(&self) -> Result<Selection<'_>, LayerError> {
+        let rules = self.rules.iter().map(|rule| &rule.codec);
+        let codecs = [&self.codec].into_iter().chain(&self.embeddings).chain(&self.convolutions).chain(rules);
+        for codec in codecs {
+            codec.build()?;
+        }
+        Ok(Selection {
+            config: self,
+            include: expressions(self.include.iter())?,
+            exclude: expressions(self.exclude.iter())?,
+            rules: expressions(self.rules.iter().map(|rule| &rule.pattern))?,
+        })
+    }
+}
+
+fn expressions<'a>(patterns: impl Iterator<Item = &'a String>) -> Result<Vec<Regex>, LayerError> {
+    let compile = |pattern: &String| {
+        Regex::new(pattern).map_err(|e| LayerError::Pattern { pattern: pattern.clone(), message: e.to_string() })
+    };
+    patterns.map(compile).collect()
+}
+
+/// A configuration whose expressions have been compiled.
+pub(super) struct Selection<'a> {
+    config: &'a ReplaceConfig,
+    include: Vec<Regex>,
+    exclude: Vec<Regex>,
+    rules: Vec<Regex>,
+}
+
+impl Selection<'_> {
+    /// Refuses an expression that matches none of the weights whose kind is asked for.
+    pub(super) fn check_used(&self, found: &[Found]) -> Result<(), LayerError> {
+        let unused = |expression: &&Regex| {
+            !found.iter().any(|weight| self.class(weight).is_ok() && expression.is_match(&weight.path))
+        };
+        match self.include.iter().chain(&self.exclude).chain(&self.rules).find(unused) {
+            None => Ok(()),
+            Some(expression) => Err(LayerError::Unmatched { pattern: expression.to_string() }),
+        }
+    }
+
+    /// The codec of a weight, or why it stays dense.
+    pub(super) fn decide(&self, weight: &Found) -> Result<CodecSpec, KeepReason> {
+        let matches = |expressions: &[Regex]| expressions.iter().any(|expression| expression.is_match(&weight.path));
+        let class = self.class(weight)?;
+        if let Some(name) = &weight.reparameterized {
+            return Err(KeepReason::Reparameterized { by: name.clone() });
+        }
+        if matches(&self.exclude) {
+            return Err(KeepReason::Excluded);
+        }
+        if !self.include.is_empty() && !matches(&self.include) {
+            return Err(KeepReason::NotIncluded);
+        }
+        if weight.dims.iter().product::<usize>() < self.config.min_weights {
+            return Err(KeepReason::Small);
+        }
+        let rule = self.rules.iter().position(|expression| expression.is_match(&weight.path));
+        Ok(rule.map_or(class, |rule| &self.config.rules[rule].codec).clone())
+    }
+
+    /// The codec of the weight's kind, or why that kind is kept.
+    fn class(&self, weight: &Found) -> Result<&CodecSpec, KeepReason> {
+        match &weight.kind {
+            LayerKind::Linear => Ok(&self.config.codec),
+            LayerKind::Embedding => self.config.embeddings.as_ref().ok_or(KeepReason::NotAsked),
+            LayerKind::Convolution => self.config.convolutions.as_ref().ok_or(KeepReason::NotAsked),
+            LayerKind::Other(container) => Err(KeepReason::OtherLayer { container: container.clone() }),
+        }
+    }
+}
