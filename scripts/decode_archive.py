@@ -88,6 +88,7 @@ STREAMS = {
     "matching": ("codes", "patterns", "scales"),
     "uniform": ("codes", "scales", "zeros"),
 }
+PROTECTED = ("protected", "protected_values")  # after those of the codec
 
 
 def check_hash(data, expected, what):
@@ -115,7 +116,10 @@ class Packed:
         self.options = entry["codec"].get("options", {})
         self.rotation = entry.get("rotation")
         self.exponent = entry["exponent"]
-        candidates = {stream: f"{name}.{stream}" for stream in STREAMS[self.codec]}
+        self.protected = entry.get("protected", 0)  # since 1.1
+        require(0 <= self.protected < self.n, f"{name}: {self.protected} protected columns of {self.n}")
+        names = STREAMS[self.codec] + (PROTECTED if self.protected else ())
+        candidates = {stream: f"{name}.{stream}" for stream in names}
         self.streams = {stream: stored[full] for stream, full in candidates.items() if full in stored}
         self.used = set()
         check_hash(b"".join(tensor.data for tensor in self.streams.values()), entry["stored_blake3"], name)
@@ -143,9 +147,14 @@ def decode(weight):
     decoded = DECODERS[weight.codec](weight)
     if weight.codec != "uniform":
         decoded = weight.stream("scales", "F16", weight.m)[:, None] * decoded
-    require(weight.used == set(weight.streams), f"{weight.name}: has a stream that its codec does not use")
     if weight.rotation is not None:
         decoded = unrotate(decoded, int(weight.rotation, 16))
+    if weight.protected:
+        columns = weight.stream("protected", "U32", weight.protected)
+        ascend = (columns[1:] > columns[:-1]).all() and columns[-1] < weight.n
+        require(ascend, f"{weight.name}: protected columns out of order or out of range")
+        decoded[:, columns] = weight.stream("protected_values", "F16", weight.m, weight.protected)
+    require(weight.used == set(weight.streams), f"{weight.name}: has a stream that its codec does not use")
     return np.ldexp(decoded, weight.exponent)
 
 

@@ -3,6 +3,7 @@
 use crate::codec::RowScaling;
 use crate::error::WeightError;
 use crate::matrix::{Matrix, MatrixRef};
+use crate::protected::ProtectedColumns;
 use crate::rotation::Rotation;
 use half::f16;
 
@@ -23,22 +24,38 @@ pub struct Conditioned {
     pub lost_power: f64,
     /// The rotation, if there was one.
     pub rotation: Option<Rotation>,
+    /// The columns taken out before it.
+    pub protected: ProtectedColumns,
 }
 
 /// Conditions `weight` in place.
 ///
 /// # Errors
 /// [`WeightError::NotFinite`] with the first NaN or infinite weight.
-pub fn condition(
+pub fn condition(weight: Matrix, scaling: RowScaling, rotation: Option<Rotation>) -> Result<Conditioned, WeightError> {
+    condition_without(weight, scaling, rotation, &[])
+}
+
+/// [`condition`] with `columns` taken out, ascending. The exponent is that of the whole weight, so that what was taken out
+/// fits F16 too.
+///
+/// # Errors
+/// As [`condition`].
+///
+/// # Panics
+/// If there is no such column.
+pub fn condition_without(
     mut weight: Matrix,
     scaling: RowScaling,
     rotation: Option<Rotation>,
+    columns: &[u32],
 ) -> Result<Conditioned, WeightError> {
     check_finite(weight.as_ref())?;
     let shape = weight.shape();
     let exponent = exponent_of(weight.as_ref());
     let unit = exp2(-exponent);
     weight.as_mut_slice().iter_mut().for_each(|w| *w *= unit);
+    let protected = ProtectedColumns::take(&mut weight, columns);
     if let Some(rotation) = &rotation {
         rotation.rotate(&mut weight);
     }
@@ -50,7 +67,7 @@ pub fn condition(
             rows.map(|row| normalize_row(row, factor, &mut lost_power)).collect()
         }
     };
-    Ok(Conditioned { weight, exponent, row_scales, lost_power, rotation })
+    Ok(Conditioned { weight, exponent, row_scales, lost_power, rotation, protected })
 }
 
 fn check_finite(weight: MatrixRef<'_>) -> Result<(), WeightError> {

@@ -282,7 +282,8 @@ impl PIXELConfig {
     pub fn recipe(&self) -> Result<Recipe, ConfigError> {
         let CodecSpec { codec, bits, options } = self.codec_spec()?;
         let rotate = (!self.quantization.dynamic_range).then_some(false);
-        let layers = Treatment { codec: Some(codec), bits: Some(bits), options: Some(options), rotate, keep: None };
+        let layers =
+            Treatment { codec: Some(codec), bits: Some(bits), options: Some(options), rotate, ..Default::default() };
         Ok(Recipe { seed: self.seed, layers, ..Default::default() })
     }
 

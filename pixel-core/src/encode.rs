@@ -1,14 +1,95 @@
-//! From one weight to its packed form, without error feedback.
+//! From one weight to its packed form: condition, encode, refit the row scales, pack.
 
 use crate::codec::{Codec, CodecSpec};
 use crate::codec::{Codes, Stream};
-use crate::condition::{Conditioned, condition, exp2};
+use crate::condition::{Conditioned, condition_without, exp2};
 use crate::error::WeightError;
+use crate::feedback::{Encoded, Feedback, FeedbackOptions};
 use crate::matrix::{Matrix, MatrixRef};
 use crate::metrics::ErrorSums;
+use crate::moments::Moments;
 use crate::packed::{PackedHeader, PackedWeight};
+use crate::protected::{check_count, largest_columns};
 use crate::rotation::Rotation;
 use half::f16;
+
+/// How far a packed weight lies from its source.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Outcome {
+    /// The error of the weight.
+    pub weight: ErrorSums,
+    /// The error of the layer's outputs, where the inputs' moments were given.
+    pub output: Option<OutputError>,
+}
+
+/// The error of a layer's outputs on the inputs it was calibrated with, and how feedback got there.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OutputError {
+    /// `tr(W·H·Wᵀ)` and `tr((W−Ŵ)·H·(W−Ŵ)ᵀ)`.
+    pub sums: ErrorSums,
+    /// What was added to the diagonal of `H`, in units of its mean.
+    pub damping: f64,
+    /// How often that was doubled because `H` was not positive definite.
+    pub retries: u32,
+}
+
+/// How a weight is compressed, beside its codec.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct EncodeOptions {
+    /// The seed of the rotation's signs. Default: no rotation.
+    pub rotation: Option<u64>,
+    /// Columns that are stored beside the codes, those with the largest `H_jj·‖w_j‖²`. Default: 0.
+    pub protect: usize,
+    /// How error feedback is done where the inputs' moments are given.
+    pub feedback: FeedbackOptions,
+}
+
+/// Compresses one weight: [`compress_calibrated`] with `moments`, [`compress_owned`] without, and with
+/// [protected columns](crate::protected) if `options` ask for some.
+///
+/// # Errors
+/// [`WeightError`] for a weight that is not finite, moments of another width, as many protected columns as there are or
+/// more, or a codec that cannot be built.
+///
+/// # Example
+/// ```
+/// use pixel_core::{EncodeOptions, Matrix, Shape, compress};
+/// // One input counts a hundred times as much as the others.
+/// let data = (0..64 * 64).map(|i| ((i * 7919 % 1009) as f32 / 504.5 - 1.0) * if i % 64 == 5 { 100.0 } else { 1.0 });
+/// let weight = Matrix::new(Shape::new(64, 64)?, data.collect())?;
+/// let loss = |protect| {
+///     let options = EncodeOptions { protect, ..Default::default() };
+///     let (packed, outcome) = compress(weight.clone(), &"uniform:3".parse().unwrap(), None, options).unwrap();
+///     assert_eq!(packed.protected().columns(), &[5][..protect]);
+///     outcome.weight.relative_mse()
+/// };
+/// assert!(loss(1) < 0.1 * loss(0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn compress(
+    weight: Matrix,
+    spec: &CodecSpec,
+    moments: Option<Moments>,
+    options: EncodeOptions,
+) -> Result<(PackedWeight, Outcome), WeightError> {
+    let shape = weight.shape();
+    check_count("protect", options.protect, shape.d_input())?;
+    if let Some(found) = moments.as_ref().map(Moments::d_input).filter(|&found| found != shape.d_input()) {
+        return Err(WeightError::MomentsWidth { shape, found });
+    }
+    let columns = largest_columns(weight.as_ref(), moments.as_ref(), options.protect);
+    match moments {
+        None => {
+            let (packed, weight) = compress_plain(weight, spec, options.rotation, &columns)?;
+            Ok((packed, Outcome { weight, output: None }))
+        }
+        Some(moments) => {
+            let width = spec.build()?.block_width(shape);
+            let inputs = PreparedInputs::protecting(moments, options.rotation, width, options.feedback, columns);
+            inputs.compress(weight, spec)
+        }
+    }
+}
 
 /// Compresses a copy of one weight; see [`compress_owned`].
 ///
@@ -33,32 +114,220 @@ pub fn compress_owned(
     spec: &CodecSpec,
     rotation: Option<u64>,
 ) -> Result<(PackedWeight, ErrorSums), WeightError> {
+    compress_plain(weight, spec, rotation, &[])
+}
+
+fn compress_plain(
+    weight: Matrix,
+    spec: &CodecSpec,
+    rotation: Option<u64>,
+    columns: &[u32],
+) -> Result<(PackedWeight, ErrorSums), WeightError> {
     let codec = spec.build()?;
-    let shape = weight.shape();
-    let rotation = rotation.map(|seed| Rotation::new(shape.d_input(), seed));
-    let conditioned = condition(weight, codec.row_scaling(), rotation)?;
-    let (codes, mut fits) = encode(&conditioned, &*codec);
-    let mut streams = codes.streams;
-    let mut sums = ErrorSums { power: conditioned.lost_power, error: conditioned.lost_power };
-    if conditioned.row_scales.is_empty() {
-        fits.iter().for_each(|fit| sums += fit.sums(1.0, 1.0));
-    } else {
-        let refitted: Vec<f16> = conditioned.row_scales.iter().zip(&mut fits).map(|(s, fit)| fit.refit(*s)).collect();
-        for ((&old, &new), fit) in conditioned.row_scales.iter().zip(&refitted).zip(&fits) {
-            sums += fit.sums(old.to_f64(), new.to_f64());
+    let original = original(&weight, columns);
+    let rotation = rotation.map(|seed| Rotation::new(weight.shape().d_input(), seed));
+    let conditioned = condition_without(weight, codec.row_scaling(), rotation, columns)?;
+    let (codes, fits) = encode(&conditioned, &*codec);
+    let scales = refit(&conditioned, &fits);
+    let sums = sums_of(&fits, &conditioned, &scales, lost(&conditioned));
+    let packed = pack(conditioned, spec, codes, scales);
+    match original {
+        None => Ok((packed, sums)),
+        Some(original) => {
+            let sums = ErrorSums::between(original.as_slice(), packed.synthesize().as_slice());
+            Ok((packed, sums))
         }
-        streams.push(Stream::F16(refitted));
     }
-    let unit = f64::from(exp2(conditioned.exponent));
-    let sums = ErrorSums { power: sums.power * unit * unit, error: sums.error * unit * unit };
+}
+
+/// The weight as it came, where columns are protected: errors are then measured on what was packed, for the sums of the
+/// codec's own blocks know nothing of these columns.
+fn original(weight: &Matrix, columns: &[u32]) -> Option<Matrix> {
+    (!columns.is_empty()).then(|| weight.clone())
+}
+
+/// Compresses one weight with error feedback through the second moments of its inputs, so that the layer's outputs
+/// change least; [`feedback`](crate::feedback) says how. Row scales are refitted to the outputs.
+///
+/// With [`Moments::identity`] the result is that of [`compress_owned`], to the byte.
+///
+/// # Errors
+/// [`WeightError`] for a weight that is not finite, moments of another width, or a codec that cannot be built.
+///
+/// # Example
+/// ```
+/// use pixel_core::feedback::FeedbackOptions;
+/// use pixel_core::{Matrix, Moments, Shape, compress_calibrated, compress_weight};
+/// let data: Vec<f32> = (0..64 * 64).map(|i| ((i * 7919 % 1009) as f32 / 504.5 - 1.0).powi(3)).collect();
+/// let weight = Matrix::new(Shape::new(64, 64)?, data)?;
+/// // Inputs that follow one another closely: neighbouring columns can make up for each other's errors.
+/// let inputs: Vec<f32> = (0..256 * 64).map(|i| ((i / 64 + i % 64) as f32 / 9.0).sin() + (i % 7) as f32 / 50.0).collect();
+/// let moments = Moments::of_inputs(64, &inputs);
+/// let spec = "trellis:2:window=12".parse()?;
+/// let (plain, _) = compress_weight(weight.as_ref(), &spec, Some(1))?;
+/// let options = FeedbackOptions::default();
+/// let (packed, outcome) = compress_calibrated(weight.clone(), &spec, Some(1), moments.clone(), options)?;
+/// let loss = outcome.output.unwrap().sums.relative_mse();
+/// assert!(loss < 0.5 * moments.output_error(weight.as_ref(), plain.synthesize().as_ref()).relative_mse());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn compress_calibrated(
+    weight: Matrix,
+    spec: &CodecSpec,
+    rotation: Option<u64>,
+    moments: Moments,
+    options: FeedbackOptions,
+) -> Result<(PackedWeight, Outcome), WeightError> {
+    let inputs = PreparedInputs::new(moments, rotation, spec.build()?.block_width(weight.shape()), options);
+    inputs.compress(weight, spec)
+}
+
+/// The moments of a weight's inputs, rotated and factored: for one weight at several rates, or several weights that share
+/// their inputs.
+#[derive(Debug)]
+pub struct PreparedInputs {
+    rotation: Option<u64>,
+    width: usize,
+    /// Of the rotated inputs, the protected ones forgotten.
+    moments: Moments,
+    feedback: Feedback,
+    protected: Option<ProtectedInputs>,
+}
+
+/// Columns that are protected, ascending, and the moments of all inputs as they were.
+#[derive(Debug)]
+struct ProtectedInputs {
+    columns: Vec<u32>,
+    moments: Moments,
+}
+
+impl PreparedInputs {
+    /// Prepares `moments` for weights rotated with the signs of `rotation` and codecs of blocks of `width` columns.
+    ///
+    /// # Panics
+    /// If `width` is 0.
+    pub fn new(moments: Moments, rotation: Option<u64>, width: usize, options: FeedbackOptions) -> Self {
+        Self::protecting(moments, rotation, width, options, Vec::new())
+    }
+
+    /// [`new`](Self::new) for weights of which `columns`, ascending, are [protected](crate::protected): errors of the codes
+    /// there cost nothing.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new), or if there is no such column.
+    pub fn protecting(
+        moments: Moments,
+        rotation: Option<u64>,
+        width: usize,
+        options: FeedbackOptions,
+        columns: Vec<u32>,
+    ) -> Self {
+        let (moments, protected) = match columns.is_empty() {
+            true => (moments, None),
+            false => (moments.clone().without(&columns), Some(ProtectedInputs { columns, moments })),
+        };
+        let moments = match rotation {
+            None => moments,
+            Some(seed) => {
+                let rotation = Rotation::new(moments.d_input(), seed);
+                moments.rotated(&rotation)
+            }
+        };
+        let feedback = Feedback::new(&moments, width, rotation.is_some(), options);
+        Self { rotation, width, moments, feedback, protected }
+    }
+
+    /// [`compress_calibrated`] with these inputs.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// If the codec's blocks have another width.
+    pub fn compress(&self, weight: Matrix, spec: &CodecSpec) -> Result<(PackedWeight, Outcome), WeightError> {
+        let shape = weight.shape();
+        if self.moments.d_input() != shape.d_input() {
+            return Err(WeightError::MomentsWidth { shape, found: self.moments.d_input() });
+        }
+        let codec = spec.build()?;
+        assert_eq!(codec.block_width(shape), self.width, "columns of a block of {spec}");
+        let rotation = self.rotation.map(|seed| Rotation::new(shape.d_input(), seed));
+        let columns = self.protected.as_ref().map_or(&[][..], |protected| &protected.columns);
+        let original = original(&weight, columns);
+        let conditioned = condition_without(weight, codec.row_scaling(), rotation, columns)?;
+        let Encoded { codes, decoded } = self.feedback.encode(conditioned.weight.as_ref(), &*codec);
+        let (plain, weighted) = fits_of(conditioned.weight.as_ref(), decoded.as_ref(), &self.moments);
+        let scales = refit(&conditioned, &weighted);
+        let mut output = sums_of(&weighted, &conditioned, &scales, ErrorSums::default());
+        let mut weight = sums_of(&plain, &conditioned, &scales, lost(&conditioned));
+        let packed = pack(conditioned, spec, codes, scales);
+        if let (Some(original), Some(protected)) = (original, &self.protected) {
+            let dense = packed.synthesize();
+            weight = ErrorSums::between(original.as_slice(), dense.as_slice());
+            output = protected.moments.output_error(original.as_ref(), dense.as_ref());
+        }
+        let output = OutputError { sums: output, damping: self.feedback.damping, retries: self.feedback.retries };
+        Ok((packed, Outcome { weight, output: Some(output) }))
+    }
+
+    /// `tr(W·H·Wᵀ)` of a weight before it is rotated.
+    ///
+    /// # Errors
+    /// [`WeightError`] for a weight that is not finite or of another width.
+    pub fn output_power(&self, mut weight: Matrix) -> Result<f64, WeightError> {
+        let shape = weight.shape();
+        if self.moments.d_input() != shape.d_input() {
+            return Err(WeightError::MomentsWidth { shape, found: self.moments.d_input() });
+        }
+        if let Some(protected) = &self.protected {
+            return Ok(protected.moments.output_error(weight.as_ref(), Matrix::zeros(shape).as_ref()).power);
+        }
+        if let Some(seed) = self.rotation {
+            Rotation::new(shape.d_input(), seed).rotate(&mut weight);
+        }
+        Ok(self.moments.output_error(weight.as_ref(), Matrix::zeros(shape).as_ref()).power)
+    }
+}
+
+fn pack(conditioned: Conditioned, spec: &CodecSpec, codes: Codes, scales: Vec<f16>) -> PackedWeight {
+    let mut streams = codes.streams;
+    if !scales.is_empty() {
+        streams.push(Stream::F16(scales));
+    }
+    let protected = &conditioned.protected;
+    if !protected.is_empty() {
+        streams.extend([Stream::U32(protected.columns().to_vec()), Stream::F16(protected.values().to_vec())]);
+    }
     let header = PackedHeader {
-        shape,
+        shape: conditioned.weight.shape(),
         codec: spec.clone(),
         rotation: conditioned.rotation.as_ref().map(Rotation::seed),
         exponent: conditioned.exponent,
+        protected: protected.len(),
     };
-    let packed = PackedWeight::new(header, streams).expect("a codec's own codes are valid");
-    Ok((packed, sums))
+    PackedWeight::new(header, streams).expect("a codec's own codes are valid")
+}
+
+/// The row scales that fit best.
+fn refit(conditioned: &Conditioned, fits: &[RowFit]) -> Vec<f16> {
+    conditioned.row_scales.iter().zip(fits).map(|(scale, fit)| fit.refit(*scale)).collect()
+}
+
+/// What rows too small for a scale lose: all that they have.
+fn lost(conditioned: &Conditioned) -> ErrorSums {
+    ErrorSums { power: conditioned.lost_power, error: conditioned.lost_power }
+}
+
+/// Power and error of all rows under `scales`, added to `sums`, in units of the source.
+fn sums_of(fits: &[RowFit], conditioned: &Conditioned, scales: &[f16], mut sums: ErrorSums) -> ErrorSums {
+    if scales.is_empty() {
+        fits.iter().for_each(|fit| sums += fit.sums(1.0, 1.0));
+    }
+    for ((old, new), fit) in conditioned.row_scales.iter().zip(scales).zip(fits) {
+        sums += fit.sums(old.to_f64(), new.to_f64());
+    }
+    let unit = f64::from(exp2(conditioned.exponent));
+    ErrorSums { power: sums.power * unit * unit, error: sums.error * unit * unit }
 }
 
 /// Encodes all blocks of a conditioned weight, first to last, and sums up how well each row is met.
@@ -70,6 +339,8 @@ fn encode(conditioned: &Conditioned, codec: &dyn Codec) -> (Codes, Vec<RowFit>) 
     let mut fits = vec![RowFit::default(); shape.d_output()];
     let mut values = vec![0.0; shape.d_output() * width];
     let mut decoded = values.clone();
+    let protected = rows_of_rotation(conditioned);
+    let mut there = vec![0.0; shape.d_output() * protected.len()];
     for (block, start) in (0..shape.d_input()).step_by(width).enumerate() {
         weight.copy_columns(start, &mut values);
         encoder.encode_block(block, &values, &mut decoded);
@@ -78,8 +349,70 @@ fn encode(conditioned: &Conditioned, codec: &dyn Codec) -> (Codes, Vec<RowFit>) 
         for (fit, (values, decoded)) in fits.iter_mut().zip(rows) {
             fit.add(&values[..inside], &decoded[..inside]);
         }
+        if !protected.is_empty() {
+            let rows = decoded.chunks_exact(width).zip(there.chunks_exact_mut(protected.len()));
+            for (decoded, there) in rows {
+                for (there, q) in there.iter_mut().zip(&protected) {
+                    *there += decoded
+                        .iter()
+                        .zip(&q[start..start + inside])
+                        .map(|(d, q)| f64::from(*d) * f64::from(*q))
+                        .sum::<f64>();
+                }
+            }
+        }
+    }
+    for (fit, there) in fits.iter_mut().zip(there.chunks_exact(protected.len().max(1))) {
+        // The target is zero in these columns, so that only this product knows of them.
+        fit.dd = (fit.dd - there.iter().map(|d| d * d).sum::<f64>()).max(0.0);
     }
     (encoder.finish(), fits)
+}
+
+/// Row `c` of `Q` for each protected column `c`: what a decoded row is multiplied by to see what it says there.
+fn rows_of_rotation(conditioned: &Conditioned) -> Vec<Vec<f32>> {
+    let n = conditioned.weight.shape().d_input();
+    let row = |&column: &u32| {
+        let mut row = vec![0.0; n];
+        row[column as usize] = 1.0;
+        if let Some(rotation) = &conditioned.rotation {
+            rotation.forward(&mut row, &mut rotation.scratch());
+        }
+        row
+    };
+    conditioned.protected.columns().iter().map(row).collect()
+}
+
+/// Rows whose products with `H` are taken together.
+const ROWS: usize = 64;
+
+/// How well each row is met, as it stands and in its outputs.
+fn fits_of(weight: MatrixRef<'_>, decoded: MatrixRef<'_>, moments: &Moments) -> (Vec<RowFit>, Vec<RowFit>) {
+    let n = weight.shape().d_input();
+    let widened = |rows: &[f32]| rows.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+    let (mut plain, mut weighted) = (Vec::new(), Vec::new());
+    let mut products = [vec![0.0; ROWS * n], vec![0.0; ROWS * n]];
+    for (v, d) in weight.as_slice().chunks(ROWS * n).zip(decoded.as_slice().chunks(ROWS * n)) {
+        let (wide_v, wide_d) = (widened(v), widened(d));
+        let [hv, hd] = &mut products;
+        moments.multiply(&wide_v, &mut hv[..v.len()]);
+        moments.multiply(&wide_d, &mut hd[..d.len()]);
+        for row in (0..v.len()).step_by(n) {
+            let row = row..row + n;
+            let mut fit = RowFit::default();
+            fit.add(&v[row.clone()], &d[row.clone()]);
+            plain.push(fit);
+            let mut fit = RowFit::default();
+            let values = wide_v[row.clone()].iter().zip(&wide_d[row.clone()]);
+            for ((v, d), (hv, hd)) in values.zip(hv[row.clone()].iter().zip(&hd[row])) {
+                fit.vv += v * hv;
+                fit.vd += d * hv;
+                fit.dd += d * hd;
+            }
+            weighted.push(fit);
+        }
+    }
+    (plain, weighted)
 }
 
 /// Inner products of a row `v` and its reproduction `d`, from which the best scale and the error follow.
@@ -91,6 +424,7 @@ struct RowFit {
 }
 
 impl RowFit {
+    /// Adds part of a row, in the order of its columns.
     fn add(&mut self, values: &[f32], decoded: &[f32]) {
         for (&v, &d) in values.iter().zip(decoded) {
             let (v, d) = (f64::from(v), f64::from(d));

@@ -126,6 +126,30 @@ pub enum FormatError {
         /// The number of patterns.
         limit: usize,
     },
+    /// A protected column is not one of the weight's.
+    #[error("stream \"{stream}\" holds column {value} of {d_input} at index {index}")]
+    Column {
+        /// The suffix of the stream.
+        stream: &'static str,
+        /// Where, in columns.
+        index: usize,
+        /// The column named.
+        value: usize,
+        /// The columns that there are.
+        d_input: usize,
+    },
+    /// Protected columns are out of order, or one is named twice.
+    #[error("stream \"{stream}\" holds {value} after {previous} at index {index}, and has to ascend")]
+    NotAscending {
+        /// The suffix of the stream.
+        stream: &'static str,
+        /// Where, in columns.
+        index: usize,
+        /// The column named.
+        value: usize,
+        /// The one before it.
+        previous: usize,
+    },
     /// A bit that carries no meaning is set.
     #[error("stream \"{stream}\" has a padding bit set in row {row}")]
     Padding {
@@ -165,6 +189,14 @@ pub enum WeightError {
         col: usize,
         /// Its value.
         value: f32,
+    },
+    /// The statistics of the inputs belong to another width.
+    #[error("a weight of {shape} takes inputs of width {}, the statistics are of width {found}", shape.d_input())]
+    MomentsWidth {
+        /// The shape of the weight.
+        shape: Shape,
+        /// The width of the statistics.
+        found: usize,
     },
     /// The shape cannot be.
     #[error(transparent)]

@@ -51,9 +51,11 @@
 //! float types are coded as F32. The same input, recipe and seed give the same bytes on every machine and for every
 //! number of threads; only widths with an odd part above 128 rely on the platform's `sin` and `cos` in f64.
 
+pub mod allocation;
 pub mod archive;
 #[cfg(feature = "burn")]
 pub mod backend;
+pub mod calibration;
 pub mod codec;
 pub mod compressor;
 pub mod condition;
@@ -61,10 +63,14 @@ pub mod config;
 pub mod dictionary;
 pub mod encode;
 pub mod error;
+pub mod feedback;
+mod linalg;
 pub mod lru;
 pub mod matrix;
 pub mod metrics;
+pub mod moments;
 pub mod packed;
+pub mod protected;
 pub mod recipe;
 pub mod rotation;
 pub mod synthesis;
@@ -72,8 +78,11 @@ mod trigonometry;
 
 pub use codec::CodecSpec;
 pub use config::PIXELConfig;
-pub use encode::{compress_owned, compress_weight};
+pub use encode::{
+    EncodeOptions, Outcome, OutputError, PreparedInputs, compress, compress_calibrated, compress_owned, compress_weight,
+};
 pub use error::{ConfigError, FormatError, ShapeError, WeightError};
 pub use matrix::{Matrix, MatrixRef, Shape, TileGrid, TileShape};
+pub use moments::Moments;
 pub use packed::{PackedHeader, PackedWeight};
 pub use rotation::Rotation;

@@ -26,6 +26,8 @@
 
 use crate::codec::CodecSpec;
 use crate::error::ConfigError;
+use crate::feedback::FeedbackOptions;
+use crate::protected::check_count;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -56,6 +58,12 @@ pub struct Treatment {
     /// Rotate the weight first; as the codec prefers if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotate: Option<bool>,
+    /// Feed errors back through the statistics of the inputs, where a calibration has them; yes if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feedback: Option<bool>,
+    /// How many columns to store beside the codes, fewer than the weight has; none if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protect: Option<usize>,
 }
 
 /// One rule: tensors whose name matches are treated otherwise.
@@ -84,18 +92,22 @@ struct RuleFields {
     options: Option<BTreeMap<String, u32>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rotate: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    feedback: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    protect: Option<usize>,
 }
 
 impl From<RuleFields> for Rule {
-    fn from(RuleFields { pattern, keep, codec, bits, options, rotate }: RuleFields) -> Self {
-        Self { pattern, treatment: Treatment { keep, codec, bits, options, rotate } }
+    fn from(RuleFields { pattern, keep, codec, bits, options, rotate, feedback, protect }: RuleFields) -> Self {
+        Self { pattern, treatment: Treatment { keep, codec, bits, options, rotate, feedback, protect } }
     }
 }
 
 impl From<Rule> for RuleFields {
     fn from(Rule { pattern, treatment }: Rule) -> Self {
-        let Treatment { keep, codec, bits, options, rotate } = treatment;
-        Self { pattern, keep, codec, bits, options, rotate }
+        let Treatment { keep, codec, bits, options, rotate, feedback, protect } = treatment;
+        Self { pattern, keep, codec, bits, options, rotate, feedback, protect }
     }
 }
 
@@ -107,6 +119,8 @@ pub struct Recipe {
     pub seed: u64,
     /// Matrices of fewer weights are kept, unless a rule names them.
     pub min_weights: usize,
+    /// What error feedback adds to the diagonal of the inputs' second moments, in units of its mean.
+    pub damping: f64,
     /// The regular expression that tells embeddings and output heads.
     pub embeddings_match: String,
     /// The treatment of the weights of layers.
@@ -128,6 +142,7 @@ impl Default for Recipe {
         Self {
             seed: 0,
             min_weights: MIN_WEIGHTS,
+            damping: FeedbackOptions::default().damping,
             embeddings_match: EMBEDDINGS.into(),
             layers: treatment("trellis", 2.0),
             embeddings: treatment("uniform", 8.0),
@@ -169,6 +184,10 @@ pub enum Decision {
         codec: CodecSpec,
         /// After a rotation with the signs of this seed.
         rotation: Option<u64>,
+        /// With error feedback, if the weight is calibrated.
+        feedback: bool,
+        /// With this many columns stored beside the codes.
+        protect: usize,
     },
 }
 
@@ -222,6 +241,10 @@ impl Recipe {
         for class in [&recipe.layers, &recipe.embeddings] {
             compiled.decision(class, None)?;
         }
+        if !(0.0..=1.0).contains(&recipe.damping) {
+            let (value, range) = (recipe.damping.to_string(), "0 to 1".to_owned());
+            return Err(ConfigError::Range { field: "damping", value, range });
+        }
         for (i, rule) in recipe.rules.iter().enumerate() {
             // A rule that only changes, say, bits may suit one class alone; a name of the other is refused when it is
             // decided on.
@@ -241,10 +264,26 @@ impl CompiledRecipe {
         &self.recipe
     }
 
+    /// How error feedback is done.
+    pub fn feedback(&self) -> FeedbackOptions {
+        FeedbackOptions { damping: self.recipe.damping, ..Default::default() }
+    }
+
+    /// Whether the tensor `name` is of the class of embeddings and output heads.
+    pub fn is_embedding(&self, name: &str) -> bool {
+        self.embeddings.is_match(name)
+    }
+
+    /// Whether a rule names the tensor `name`.
+    pub fn has_rule(&self, name: &str) -> bool {
+        self.rules.iter().any(|rule| rule.is_match(name))
+    }
+
     /// What is done with the tensor `name`, of `shape`, which holds floats or not.
     ///
     /// # Errors
-    /// [`ConfigError`] if the rule that matches asks for a codec that cannot be built.
+    /// [`ConfigError`] if the rule that matches asks for a codec that cannot be built, or as many columns are to be
+    /// protected as there are or more.
     pub fn decide(&self, name: &str, shape: &[usize], is_float: bool) -> Result<Decision, ConfigError> {
         let recipe = &self.recipe;
         let num_weights: usize = shape.iter().product();
@@ -256,7 +295,11 @@ impl CompiledRecipe {
             return Ok(Decision::Keep(KeepReason::Small));
         }
         let class = if self.embeddings.is_match(name) { &recipe.embeddings } else { &recipe.layers };
-        self.decision(class, rule)
+        let decision = self.decision(class, rule)?;
+        if let Decision::Compress { protect, .. } = &decision {
+            check_count("protect", *protect, shape[1])?;
+        }
+        Ok(decision)
     }
 
     fn decision(&self, class: &Treatment, rule: Option<&Treatment>) -> Result<Decision, ConfigError> {
@@ -267,14 +310,18 @@ impl CompiledRecipe {
             return Ok(Decision::Keep(KeepReason::Recipe));
         }
         let fallback = Recipe::default().layers;
-        let codec = rule.codec.clone().or(class.codec.clone()).or(fallback.codec).unwrap_or_default();
-        let same_codec = class.codec.as_ref() == Some(&codec);
+        // A class that names none is of the default's codec, and its options are that codec's.
+        let class_codec = class.codec.clone().or(fallback.codec);
+        let codec = rule.codec.clone().or(class_codec.clone()).unwrap_or_default();
+        let same_codec = class_codec.as_ref() == Some(&codec);
         let bits = rule.bits.or(class.bits).or(fallback.bits).unwrap_or_default();
         let options = rule.options.or(class.options.clone().filter(|_| same_codec)).unwrap_or_default();
         let codec = CodecSpec { codec, bits, options };
         codec.build()?;
         let rotate = rule.rotate.or(class.rotate.filter(|_| same_codec)).unwrap_or(codec.family()?.rotates());
-        Ok(Decision::Compress { codec, rotation: rotate.then_some(self.recipe.seed) })
+        let feedback = rule.feedback.or(class.feedback).unwrap_or(true);
+        let protect = rule.protect.or(class.protect).unwrap_or(0);
+        Ok(Decision::Compress { codec, rotation: rotate.then_some(self.recipe.seed), feedback, protect })
     }
 }
 
@@ -291,6 +338,15 @@ mod tests {
             Decision::Compress { codec, .. } => codec.to_string(),
             Decision::Keep(reason) => format!("{reason:?}"),
         }
+    }
+
+    #[test]
+    fn a_class_without_a_codec_has_options_of_the_default_codec() {
+        let recipe = "[default]\noptions = { window = 10 }\nrotate = false\n";
+        let Decision::Compress { codec, rotation, .. } = decide(recipe, "q_proj.weight") else { panic!("kept") };
+        assert_eq!((codec.to_string().as_str(), rotation), ("trellis:2:window=10", None));
+        let recipe = format!("{recipe}[[rule]]\nmatch = 'q_proj'\ncodec = 'uniform'\n");
+        assert_eq!(spec(decide(&recipe, "q_proj.weight")), "uniform:2");
     }
 
     #[test]
@@ -337,6 +393,32 @@ mod tests {
     }
 
     #[test]
+    fn rules_and_classes_say_how_many_columns_are_protected() {
+        let toml = r#"
+            [default]
+            protect = 4
+            [[rule]]
+            match = 'v_proj'
+            protect = 0
+            [[rule]]
+            match = 'down_proj|wpe'
+            codec = "additive"
+            bits = 2
+            protect = 127
+        "#;
+        let protect = |name: &str| match decide(toml, name) {
+            Decision::Compress { protect, .. } => protect,
+            keep => panic!("{keep:?}"),
+        };
+        assert_eq!(["v_proj", "q_proj", "down_proj", "wpe.weight", "wte.weight"].map(protect), [0, 4, 127, 127, 0]);
+        // The width is not known before the tensor is.
+        let recipe = Recipe::from_toml(toml).unwrap().compile().unwrap();
+        let error = recipe.decide("down_proj", &[300, 127], true).unwrap_err().to_string();
+        assert_eq!(error, "protect = 127 is outside 0..127, as the weight has 127 columns");
+        assert_eq!(recipe.decide("down_proj", &[300], true).unwrap(), Decision::Keep(KeepReason::NotAMatrix));
+    }
+
+    #[test]
     fn what_is_no_matrix_or_small_is_kept() {
         let recipe = Recipe::default().compile().unwrap();
         let keep = |shape: &[usize], float| recipe.decide("a.weight", shape, float).unwrap();
@@ -355,11 +437,12 @@ mod tests {
             error("[[rule]]\nmatch = 'x'\nbits = 3.3").contains("rule 1, match 'x': codec trellis has no rate of 3.3")
         );
         assert!(error("[default]\ncodec = 'uniform'\nbits = 7").contains("no rate of 7"));
+        assert!(error("damping = 2.0").contains("damping = 2 is outside 0 to 1"));
     }
 
     #[test]
     fn a_recipe_round_trips_through_toml_and_json() {
-        let recipe = Recipe::from_toml("seed = 3\n[[rule]]\nmatch = 'x'\nbits = 4").unwrap();
+        let recipe = Recipe::from_toml("seed = 3\n[[rule]]\nmatch = 'x'\nbits = 4\nprotect = 2").unwrap();
         assert_eq!(Recipe::from_toml(&recipe.to_toml()).unwrap(), recipe);
         assert_eq!(Recipe::from_json(&serde_json::to_string(&recipe).unwrap()).unwrap(), recipe);
     }

@@ -55,8 +55,8 @@ enum Odd {
 
 /// Working memory of a [`Rotation`], reused from row to row.
 #[derive(Debug, Default)]
-pub struct RotationScratch {
-    row: Vec<f32>,
+pub struct RotationScratch<T = f32> {
+    row: Vec<T>,
     spectrum: Vec<Complex<f64>>,
     fft: Vec<Complex<f64>>,
 }
@@ -108,7 +108,11 @@ impl Rotation {
 
     /// Working memory for [`forward`](Self::forward) and [`inverse`](Self::inverse).
     pub fn scratch(&self) -> RotationScratch {
-        let mut scratch = RotationScratch { row: vec![0.0; self.d_input()], ..Default::default() };
+        self.scratch_of()
+    }
+
+    fn scratch_of<T: Scalar>(&self) -> RotationScratch<T> {
+        let mut scratch = RotationScratch { row: vec![T::default(); self.d_input()], ..Default::default() };
         if let Odd::Fast(fft) = &self.odd {
             scratch.spectrum = vec![Complex::default(); fft.len()];
             scratch.fft = vec![Complex::default(); fft.get_inplace_scratch_len()];
@@ -145,13 +149,31 @@ impl Rotation {
         weight.as_mut_slice().chunks_exact_mut(n).for_each(|row| self.forward(row, &mut scratch));
     }
 
-    fn apply_signs(&self, row: &mut [f32]) {
+    /// `H ← Qᵀ·H·Q` for the second moments `H` of the inputs, `[n, n]` row-major and symmetric: the second moments of the
+    /// rotated inputs, by the very `Q` that rotates weights.
+    ///
+    /// # Panics
+    /// If the matrix has another width.
+    pub(crate) fn rotate_symmetric(&self, h: &mut [f64]) {
+        let n = self.d_input();
+        assert_eq!(h.len(), n * n, "width");
+        let mut scratch = self.scratch_of::<f64>();
+        for _ in 0..2 {
+            for row in h.chunks_exact_mut(n) {
+                self.apply_signs(row);
+                self.transform(row, &mut scratch);
+            }
+            transpose(h, n);
+        }
+    }
+
+    fn apply_signs<T: Scalar>(&self, row: &mut [T]) {
         assert_eq!(row.len(), self.signs.len(), "width");
-        row.iter_mut().zip(&self.signs).for_each(|(x, sign)| *x *= sign);
+        row.iter_mut().zip(&self.signs).for_each(|(x, sign)| *x *= T::from(*sign));
     }
 
     /// Multiplies by `(R_m ⊗ H_2^p)/√n`, which is symmetric and its own inverse.
-    fn transform(&self, row: &mut [f32], scratch: &mut RotationScratch) {
+    fn transform<T: Scalar>(&self, row: &mut [T], scratch: &mut RotationScratch<T>) {
         row.chunks_exact_mut(self.power).for_each(hadamard);
         match &self.odd {
             Odd::One => {}
@@ -165,7 +187,44 @@ impl Rotation {
                 }
             }
         }
-        row.iter_mut().for_each(|x| *x *= self.scale);
+        row.iter_mut().for_each(|x| *x *= T::from(self.scale));
+    }
+}
+
+/// The numbers that are rotated: weights in f32, second moments in f64.
+trait Scalar:
+    Copy
+    + Default
+    + From<f32>
+    + Into<f64>
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::AddAssign
+    + std::ops::MulAssign
+{
+    /// The nearest value.
+    fn from_f64(value: f64) -> Self;
+}
+
+impl Scalar for f32 {
+    fn from_f64(value: f64) -> Self {
+        value as f32
+    }
+}
+
+impl Scalar for f64 {
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+}
+
+/// Transposes a square matrix in place.
+fn transpose(matrix: &mut [f64], n: usize) {
+    for i in 0..n {
+        for j in 0..i {
+            matrix.swap(i * n + j, j * n + i);
+        }
     }
 }
 
@@ -215,7 +274,7 @@ fn hartley(m: usize) -> Vec<f32> {
 }
 
 /// The fast Hadamard transform, unscaled, of `2^p` values in Sylvester's order.
-fn hadamard(values: &mut [f32]) {
+fn hadamard<T: Scalar>(values: &mut [T]) {
     let mut half = 1;
     while half < values.len() {
         for pair in values.chunks_exact_mut(2 * half) {
@@ -229,30 +288,31 @@ fn hadamard(values: &mut [f32]) {
 }
 
 /// `out[j] = Σ_k R[j][k]·input[k]`, where an element is a run of `power` values; sums from `k = 0` upward.
-fn multiply_odd(matrix: &[f32], input: &[f32], out: &mut [f32], power: usize) {
+fn multiply_odd<T: Scalar>(matrix: &[f32], input: &[T], out: &mut [T], power: usize) {
     let m = input.len() / power;
     for (weights, out) in matrix.chunks_exact(m).zip(out.chunks_exact_mut(power)) {
-        out.fill(0.0);
+        out.fill(T::default());
         for (weight, run) in weights.iter().zip(input.chunks_exact(power)) {
-            out.iter_mut().zip(run).for_each(|(o, x)| *o += weight * x);
+            let weight = T::from(*weight);
+            out.iter_mut().zip(run).for_each(|(o, x)| *o += weight * *x);
         }
     }
 }
 
 /// The Hartley transform, unscaled, of every `stride`-th value: the real minus the imaginary part of the Fourier one.
-fn hartley_column(
+fn hartley_column<T: Scalar>(
     fft: &dyn Fft<f64>,
-    values: &mut [f32],
+    values: &mut [T],
     stride: usize,
     spectrum: &mut [Complex<f64>],
     scratch: &mut [Complex<f64>],
 ) {
     for (c, x) in spectrum.iter_mut().zip(values.iter().step_by(stride)) {
-        *c = Complex::new(f64::from(*x), 0.0);
+        *c = Complex::new((*x).into(), 0.0);
     }
     fft.process_with_scratch(spectrum, scratch);
     for (c, x) in spectrum.iter().zip(values.iter_mut().step_by(stride)) {
-        *x = (c.re - c.im) as f32;
+        *x = T::from_f64(c.re - c.im);
     }
 }
 
@@ -292,6 +352,29 @@ mod tests {
             rotation.inverse(&mut y, &mut scratch);
             for (a, b) in x.iter().zip(&y) {
                 assert!((a - b).abs() < 1e-5, "width {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn second_moments_are_rotated_on_both_sides() {
+        for n in [1, 6, 16, 24, 258] {
+            let rotation = Rotation::new(n, 3);
+            // H = a·bᵀ + b·aᵀ becomes a'·b'ᵀ + b'·a'ᵀ.
+            let (a, b) = (rows(n), rows(2 * n)[n..].to_vec());
+            let outer = |a: &[f32], b: &[f32]| -> Vec<f64> {
+                let entry = |i, j| f64::from(a[i]) * f64::from(b[j]) + f64::from(b[i]) * f64::from(a[j]);
+                (0..n * n).map(|at| entry(at / n, at % n)).collect()
+            };
+            let mut h = outer(&a, &b);
+            rotation.rotate_symmetric(&mut h);
+            let rotated = |row: &[f32]| {
+                let mut row = row.to_vec();
+                rotation.forward(&mut row, &mut rotation.scratch());
+                row
+            };
+            for (found, expected) in h.iter().zip(outer(&rotated(&a), &rotated(&b))) {
+                assert!((found - expected).abs() < 1e-5, "width {n}: {found} {expected}");
             }
         }
     }

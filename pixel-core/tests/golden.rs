@@ -4,18 +4,34 @@ use pixel_core::archive::{Archive, Checkpoint};
 use pixel_core::metrics::relative_error;
 use std::path::Path;
 
+/// The archive `file` of a version, every weight of which decodes to what lies beside it.
+fn decoded(version: &str, file: &str) -> Archive {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(version);
+    let archive = Archive::open(&dir.join(format!("{file}.safetensors"))).unwrap();
+    let decoded = Checkpoint::open(&dir.join(format!("{file}.decoded.safetensors"))).unwrap();
+    for name in archive.entries().keys() {
+        let weight = archive.packed(name).unwrap().synthesize();
+        let error = relative_error(&decoded.to_f32(name).unwrap(), weight.as_slice());
+        // Codes decode to the same bits; sums of 44 in f32 may be taken in another order.
+        assert!(error <= 4.0 * f64::from(f32::EPSILON) * 44f64.sqrt(), "{file} {name}: {error:e}");
+    }
+    archive
+}
+
 #[test]
 fn archives_of_version_1_0_decode_to_what_they_did() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1.0");
     for codec in ["trellis", "additive", "matching", "uniform"] {
-        let archive = Archive::open(&dir.join(format!("{codec}.safetensors"))).unwrap();
-        let decoded = Checkpoint::open(&dir.join(format!("{codec}.decoded.safetensors"))).unwrap();
+        let archive = decoded("v1.0", codec);
         assert_eq!(archive.entries().len(), pixel_core::codec::family(codec).unwrap().rates().len());
-        for name in archive.entries().keys() {
-            let weight = archive.packed(name).unwrap().synthesize();
-            let error = relative_error(&decoded.to_f32(name).unwrap(), weight.as_slice());
-            // Codes decode to the same bits; sums of 44 in f32 may be taken in another order.
-            assert!(error <= 4.0 * f64::from(f32::EPSILON) * 44f64.sqrt(), "{codec} {name}: {error:e}");
-        }
     }
+}
+
+#[test]
+fn protected_columns_of_version_1_1_decode_to_what_they_did() {
+    let archive = decoded("v1.1", "protected");
+    let found: Vec<_> =
+        archive.entries().values().map(|e| (e.manifest().codec.codec.as_str(), e.manifest().rotation)).collect();
+    let expected = ["additive", "matching", "trellis", "uniform"].map(|codec| [(codec, Some(9)), (codec, None)]);
+    assert_eq!(found, expected.as_flattened());
+    assert!(archive.entries().values().all(|entry| entry.manifest().protected == 3));
 }

@@ -6,7 +6,7 @@ use pixel_core::recipe::Recipe;
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 
-/// An archive of one small weight for each codec, and one kept tensor.
+/// An archive of one small weight for each codec, one of them with protected columns, and one kept tensor.
 fn small_archive(dir: &Path) -> Vec<u8> {
     let weights: Vec<u8> = (0..16 * 24u32).flat_map(|i| ((i * 97 % 61) as f32 / 30.0 - 1.0).to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![16, 24], &weights).unwrap();
@@ -14,7 +14,10 @@ fn small_archive(dir: &Path) -> Vec<u8> {
     let tensors = [("trellis", &view), ("additive", &view), ("matching", &view), ("uniform", &view), ("bias", &bias)];
     let source = dir.join("source.safetensors");
     safetensors::serialize_to_file(tensors, None, &source).unwrap();
-    let rule = |codec: &str| format!("[[rule]]\nmatch = '{codec}'\ncodec = '{codec}'\nbits = 2\n");
+    let rule = |codec: &str| {
+        let protect = if codec == "additive" { "protect = 2\n" } else { "" };
+        format!("[[rule]]\nmatch = '{codec}'\ncodec = '{codec}'\nbits = 2\n{protect}")
+    };
     let recipe: String = ["trellis", "additive", "matching", "uniform"].map(rule).concat();
     let recipe = Recipe::from_toml(&recipe).unwrap().compile().unwrap();
     let checkpoint = Checkpoint::open(&source).unwrap();

@@ -107,6 +107,22 @@ pub enum ArchiveError {
         /// The versions that can be read.
         supported: String,
     },
+    /// The rates that there are cannot meet a mean.
+    #[error("a mean of {target} bits a weight cannot be met: the smallest rates take {smallest:.4}")]
+    Budget {
+        /// The mean asked for.
+        target: f64,
+        /// The mean of the smallest rates.
+        smallest: f64,
+    },
+    /// A calibration file is none, contradicts itself, or belongs to another model.
+    #[error("{}: {message}", path.display())]
+    Calibration {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The manifest contradicts itself or the file.
     #[error("{}: manifest: {message}", path.display())]
     Manifest {

@@ -15,7 +15,7 @@ pub const MANIFEST_HASH_KEY: &str = "pixel_blake3";
 /// A reader refuses other major versions.
 pub const VERSION_MAJOR: u32 = 1;
 /// A reader accepts other minor versions and ignores the fields that it does not know.
-pub const VERSION_MINOR: u32 = 0;
+pub const VERSION_MINOR: u32 = 1;
 
 /// The manifest of one shard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,8 +44,15 @@ pub struct PackedEntry {
     pub rotation: Option<u64>,
     /// The power of two by which everything is multiplied.
     pub exponent: i32,
+    /// How many columns are stored beside the codes. Since 1.1.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub protected: usize,
     /// Relative mean squared error against the source.
     pub relative_mse: f64,
+    /// Relative error of the layer's outputs on the inputs of the calibration, `tr((W−Ŵ)·H·(W−Ŵ)ᵀ)/tr(W·H·Wᵀ)`, if
+    /// there was one. Since 1.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_loss: Option<f64>,
     /// BLAKE3 of the source's bytes.
     pub source_blake3: String,
     /// BLAKE3 of the streams' bytes, one after the other.
@@ -111,6 +118,10 @@ fn check_version(path: &Path, text: &str) -> Result<(), ArchiveError> {
             supported: format!("{VERSION_MAJOR}.x"),
         }),
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// Seeds as 16 hexadecimal digits: JSON numbers of 64 bits do not survive every reader.

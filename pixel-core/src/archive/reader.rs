@@ -4,7 +4,7 @@ use super::checkpoint::{Checkpoint, TensorInfo};
 use super::error::ArchiveError;
 use super::manifest::{Manifest, PackedEntry};
 use crate::codec::{Stream, StreamSpec, StreamType};
-use crate::packed::{PackedHeader, PackedWeight, spec_streams};
+use crate::packed::{PackedHeader, PackedWeight, stored_streams};
 use half::f16;
 use safetensors::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
@@ -146,6 +146,7 @@ impl Archive {
             codec: entry.manifest.codec.clone(),
             rotation: entry.manifest.rotation,
             exponent: entry.manifest.exponent,
+            protected: entry.manifest.protected,
         };
         PackedWeight::new(header, streams).map_err(|source| format_error(path, name, source))
     }
@@ -223,7 +224,8 @@ fn check_entry(
     entry: &PackedEntry,
 ) -> Result<Vec<StreamSpec>, ArchiveError> {
     let path = &checkpoint.shards()[shard].path;
-    let streams = spec_streams(&entry.codec, entry.shape).map_err(|source| format_error(path, name, source.into()))?;
+    let streams = stored_streams(&entry.codec, entry.shape, entry.protected)
+        .map_err(|source| format_error(path, name, source.into()))?;
     for stream in &streams {
         let info = find(checkpoint, shard, &stream_name(name, stream))?;
         let dtype = safetensors_dtype(stream.dtype);
@@ -260,6 +262,7 @@ mod tests {
     use super::*;
     use crate::codec::CodecSpec;
     use crate::matrix::Shape;
+    use crate::packed::spec_streams;
 
     #[test]
     fn a_weight_far_larger_than_its_codes_is_refused() {

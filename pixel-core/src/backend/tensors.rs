@@ -4,7 +4,7 @@ use super::{BackendError, Direction, Dispatch, PixelBackend, RotationTensors, ch
 use crate::codec::CodecLayout;
 use crate::packed::{PackedHeader, PackedWeight};
 use crate::synthesis::KernelForm;
-use burn::tensor::{DType, Device, Int, Tensor, TensorData, assert_shape};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData, assert_shape};
 
 /// The largest odd part of a width that kernels rotate: they multiply it out, and count in 32 bits.
 const LARGEST_ODD_PART: usize = 1 << 14;
@@ -24,6 +24,45 @@ pub struct PatternTensors {
     pub dictionary: Tensor<1>,
     /// The rotation of the input side, if there is one.
     pub rotation: Option<RotationTensors>,
+    /// The columns that are not taken from the codes, if there are any.
+    pub protected: Option<ProtectedTensors>,
+}
+
+/// Protected columns on a device: `W[:, columns[i]] = values[:, i]`, whatever the codes say.
+///
+/// Kernels know nothing of them: they are composed of Burn's own operations around what kernels do.
+#[derive(Debug, Clone)]
+pub struct ProtectedTensors {
+    /// Column numbers, ascending, `[k]`, I32.
+    pub columns: Tensor<1, Int>,
+    /// `[d_output, k]`, F32.
+    pub values: Tensor<2>,
+}
+
+impl ProtectedTensors {
+    fn new(form: &KernelForm, device: &Device) -> Option<Self> {
+        let k = form.protected.len();
+        let columns = form.protected.iter().map(|&column| column as i32).collect::<Vec<_>>();
+        (k > 0).then(|| Self {
+            columns: Tensor::from_data(TensorData::new(columns, [k]), (device, DType::I32)),
+            values: Tensor::from_data(
+                TensorData::new(form.protected_values.clone(), [form.layout.shape().d_output(), k]),
+                (device, DType::F32),
+            ),
+        })
+    }
+
+    /// `x` `[rows, d_input]` with its columns at exactly zero, and these columns `[rows, k]`.
+    fn split(&self, x: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        let there = x.clone().select(1, self.columns.clone());
+        let rest = x.select_assign(1, self.columns.clone(), there.clone().neg(), IndexingUpdateOp::Add);
+        (rest, there)
+    }
+
+    /// `weights` `[rows, d_input]` with these `values` `[rows, k]` in its columns.
+    fn replace(&self, weights: Tensor<2>, values: Tensor<2>) -> Tensor<2> {
+        self.split(weights).0.select_assign(1, self.columns.clone(), values, IndexingUpdateOp::Add)
+    }
 }
 
 impl PatternTensors {
@@ -40,6 +79,7 @@ impl PatternTensors {
         if packed.header().rotation.is_some() && odd > LARGEST_ODD_PART {
             return Err(BackendError::Width { d_input: shape.d_input(), odd, limit: LARGEST_ODD_PART });
         }
+        let protected = ProtectedTensors::new(&form, device);
         let rotation = packed.header().rotation.map(|seed| RotationTensors::new(shape.d_input(), seed, device));
         let (words, values) = (form.codes.len(), form.dictionary.len());
         let scales = [shape.d_output(), layout.scales_per_row()];
@@ -49,22 +89,28 @@ impl PatternTensors {
             scales: Tensor::from_data(TensorData::new(form.scales, scales), (device, DType::F32)),
             dictionary: Tensor::from_data(TensorData::new(form.dictionary, [values]), (device, DType::F32)),
             rotation,
+            protected,
         })
     }
 
-    /// Reads the tensors back into a packed weight. Scales are rounded to F16.
+    /// Reads the tensors back into a packed weight. Scales and protected columns are rounded to F16.
     ///
     /// # Errors
     /// As [`KernelForm::to_packed`]; [`BackendError::Read`] if a tensor cannot be read.
     pub fn to_packed(&self, header: &PackedHeader) -> Result<PackedWeight, BackendError> {
-        let read = |error: String| BackendError::Read { message: error };
-        let data = self.codes.clone().try_into_data().map_err(|e| read(format!("codes: {e:?}")))?;
-        let codes = data.try_to_vec::<u32>().map_err(|e| read(format!("codes: {e:?}")))?;
-        let data = self.scales.clone().try_into_data().map_err(|e| read(format!("scales: {e:?}")))?;
-        let scales = data.try_to_vec::<f32>().map_err(|e| read(format!("scales: {e:?}")))?;
-        let data = self.dictionary.clone().try_into_data().map_err(|e| read(format!("dictionary: {e:?}")))?;
-        let dictionary = data.try_to_vec::<f32>().map_err(|e| read(format!("dictionary: {e:?}")))?;
-        let form = KernelForm { layout: self.layout, codes, scales, dictionary };
+        let codes = self.codes.clone().try_into_data().map_err(|e| unread("codes", &e))?;
+        let codes = codes.try_to_vec::<u32>().map_err(|e| unread("codes", &e))?;
+        let scales = floats("scales", &self.scales)?;
+        let dictionary = floats("dictionary", &self.dictionary)?;
+        let (mut protected, mut protected_values) = (Vec::new(), Vec::new());
+        if let Some(ProtectedTensors { columns, values }) = &self.protected {
+            let columns = columns.clone().try_into_data().map_err(|e| unread("protected", &e))?;
+            let columns = columns.convert::<i64>().try_to_vec::<i64>().map_err(|e| unread("protected", &e))?;
+            // What is no column is refused with the weight: the last of all numbers is none.
+            protected = columns.into_iter().map(|column| u32::try_from(column).unwrap_or(u32::MAX)).collect();
+            protected_values = floats("protected_values", values)?;
+        }
+        let form = KernelForm { layout: self.layout, codes, scales, dictionary, protected, protected_values };
         Ok(form.to_packed(header)?)
     }
 
@@ -73,14 +119,16 @@ impl PatternTensors {
         self.scales.device()
     }
 
-    /// Bytes of codes, scales, dictionary and rotation tables.
+    /// Bytes of codes, scales, dictionary, rotation tables and protected columns.
     pub fn num_bytes(&self) -> usize {
         let tables = self.rotation.as_ref().map_or(0, |tables| {
             let rotation = tables.rotation();
             rotation.d_input().div_ceil(32) + rotation.odd_part()
         });
-        let scales = self.layout.shape().d_output() * self.layout.scales_per_row();
-        4 * (self.layout.num_words() + scales + self.layout.dictionary_len() + tables)
+        let d_output = self.layout.shape().d_output();
+        let protected = self.protected.as_ref().map_or(0, |protected| protected.columns.dims()[0] * (d_output + 1));
+        let scales = d_output * self.layout.scales_per_row();
+        4 * (self.layout.num_words() + scales + self.layout.dictionary_len() + tables + protected)
     }
 
     /// `x · Wᵀ`: `x` is `[…, d_input]`, the result `[…, d_output]`.
@@ -88,9 +136,18 @@ impl PatternTensors {
     /// # Panics
     /// If the last axis of `x` is not `d_input`, or `x` is on another device.
     pub fn linear<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let d_input = self.layout.shape().d_input();
+        let (d_input, d_output) = (self.layout.shape().d_input(), self.layout.shape().d_output());
         assert_shape!(x, [.., d_input]);
-        self.linear_rotated(self.rotate(x))
+        // NdArray's matrix product cannot take an empty batch.
+        let is_empty = x.dims().contains(&0);
+        let Some(protected) = self.protected.as_ref().filter(|_| !is_empty) else { return self.coded(self.rotate(x)) };
+        // In f32, for two products are added.
+        let (mut shape, dtype) = (x.dims(), x.dtype());
+        let batch = shape.iter().product::<usize>() / d_input;
+        let (rest, there) = protected.split(x.reshape([batch, d_input]).cast(DType::F32));
+        let y = self.coded(self.rotate(rest)) + there.matmul(protected.values.clone().transpose());
+        shape[D - 1] = d_output;
+        y.reshape(shape).cast(dtype)
     }
 
     /// `x · Q`, the activations as [`linear_rotated`](Self::linear_rotated) takes them. Weights with the same width and
@@ -105,8 +162,14 @@ impl PatternTensors {
     /// [`linear`](Self::linear) for activations that are rotated already.
     ///
     /// # Panics
-    /// As [`linear`](Self::linear).
+    /// As [`linear`](Self::linear), and if columns are protected: these take activations that are not rotated.
     pub fn linear_rotated<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        assert!(self.protected.is_none(), "protected columns take activations that are not rotated");
+        self.coded(x)
+    }
+
+    /// The product of the codes with rotated activations.
+    fn coded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let (d_input, d_output) = (self.layout.shape().d_input(), self.layout.shape().d_output());
         assert_shape!(x, [.., d_input]);
         let mut shape = x.dims();
@@ -127,12 +190,16 @@ impl PatternTensors {
 
     /// The weight, `[d_output, d_input]`.
     pub fn synthesize(&self) -> Tensor<2> {
-        self.rotate_back(Tensor::from_dispatch(Dispatch::synthesize(
+        let weights = self.rotate_back(Tensor::from_dispatch(Dispatch::synthesize(
             self.codes.clone().into_dispatch(),
             self.scales.clone().into_dispatch(),
             self.dictionary.clone().into_dispatch(),
             self.layout,
-        )))
+        )));
+        match &self.protected {
+            None => weights,
+            Some(protected) => protected.replace(weights, protected.values.clone()),
+        }
     }
 
     /// Rows `rows` `[k]` of the weight, `[k, d_input]`.
@@ -144,13 +211,18 @@ impl PatternTensors {
         if k == 0 {
             return Tensor::zeros([0, self.layout.shape().d_input()], (&self.device(), DType::F32));
         }
-        self.rotate_back(Tensor::from_dispatch(Dispatch::synthesize_rows(
+        let values = self.protected.as_ref().map(|protected| protected.values.clone().select(0, rows.clone()));
+        let weights = self.rotate_back(Tensor::from_dispatch(Dispatch::synthesize_rows(
             rows.into_dispatch(),
             self.codes.clone().into_dispatch(),
             self.scales.clone().into_dispatch(),
             self.dictionary.clone().into_dispatch(),
             self.layout,
-        )))
+        )));
+        match (&self.protected, values) {
+            (Some(protected), Some(values)) => protected.replace(weights, values),
+            _ => weights,
+        }
     }
 
     fn rotate_back(&self, rows: Tensor<2>) -> Tensor<2> {
@@ -159,6 +231,16 @@ impl PatternTensors {
             Some(tables) => rotate(rows, tables, Direction::Inverse),
         }
     }
+}
+
+/// The values of a tensor of F32.
+fn floats<const D: usize>(what: &str, tensor: &Tensor<D>) -> Result<Vec<f32>, BackendError> {
+    let data = tensor.clone().try_into_data().map_err(|e| unread(what, &e))?;
+    data.try_to_vec::<f32>().map_err(|e| unread(what, &e))
+}
+
+fn unread(what: &str, error: &dyn std::fmt::Debug) -> BackendError {
+    BackendError::Read { message: format!("{what}: {error:?}") }
 }
 
 /// The cosine of every tile with every pattern, `[tiles, patterns]`, for `tiles` `[tiles, tile_len]` and `patterns`

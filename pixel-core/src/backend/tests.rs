@@ -8,7 +8,7 @@ mod gradients;
 use super::*;
 use crate::codec::CodecLayout;
 use crate::synthesis::{KernelForm, reference};
-use crate::{CodecSpec, Matrix, MatrixRef, PackedWeight, Shape, compress_weight};
+use crate::{CodecSpec, EncodeOptions, Matrix, PackedWeight, Shape, compress};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -53,18 +53,21 @@ struct Case {
     shape: Shape,
     batch: usize,
     rotation: Option<u64>,
+    protect: usize,
     strided: bool,
     seed: u64,
 }
 
 fn cases() -> impl Strategy<Value = Case> {
     let sides = (1usize..75, 1usize..75, 1usize..=64);
-    (0..SPECS.len(), sides, any::<Option<u64>>(), any::<bool>(), any::<u64>()).prop_map(
-        |(spec, (d_output, d_input, batch), rotation, strided, seed)| Case {
+    (0..SPECS.len(), sides, any::<Option<u64>>(), 0usize..10, any::<bool>(), any::<u64>()).prop_map(
+        |(spec, (d_output, d_input, batch), rotation, protect, strided, seed)| Case {
             spec: SPECS[spec].parse().unwrap(),
             shape: Shape::new(d_output, d_input).unwrap(),
             batch,
             rotation,
+            // Every other weight has none.
+            protect: protect.saturating_sub(5).min(d_input - 1),
             strided,
             seed,
         },
@@ -74,12 +77,13 @@ fn cases() -> impl Strategy<Value = Case> {
 impl Case {
     fn new(spec: &str, d_output: usize, d_input: usize) -> Self {
         let shape = Shape::new(d_output, d_input).unwrap();
-        Self { spec: spec.parse().unwrap(), shape, batch: 3, rotation: Some(1), strided: false, seed: 7 }
+        Self { spec: spec.parse().unwrap(), shape, batch: 3, rotation: Some(1), protect: 0, strided: false, seed: 7 }
     }
 
     fn packed(&self) -> PackedWeight {
-        let data = gaussian(self.shape.num_weights(), self.seed);
-        compress_weight(MatrixRef::new(self.shape, &data).unwrap(), &self.spec, self.rotation).unwrap().0
+        let weight = Matrix::new(self.shape, gaussian(self.shape.num_weights(), self.seed)).unwrap();
+        let options = EncodeOptions { rotation: self.rotation, protect: self.protect, ..Default::default() };
+        compress(weight, &self.spec, None, options).unwrap().0
     }
 
     /// Activations `[batch, d_input]`, and the same on the device, strided if so asked.
@@ -192,6 +196,7 @@ fn codes_decode_to_the_same_integers(device: &Device, case: &Case) {
     form.as_slices().synthesize(&mut expected);
     let mut weight = PatternTensors::new(&packed, device).unwrap();
     weight.rotation = None;
+    weight.protected = None;
     weight.scales = weight.scales.ones_like();
     let len = form.dictionary.len();
     weight.dictionary = Tensor::from_data(TensorData::new(form.dictionary, [len]), (device, DType::F32));
@@ -273,7 +278,13 @@ fn half_precision_activations_are_summed_in_f32(device: &Device) {
     if !device.supports_dtype(DType::F16) {
         return;
     }
-    let weight = PatternTensors::new(&Case::new("trellis:2:window=8", 33, 70).packed(), device).unwrap();
+    for protect in [0, 5] {
+        half_precision(device, &Case { protect, ..Case::new("trellis:2:window=8", 33, 70) });
+    }
+}
+
+fn half_precision(device: &Device, case: &Case) {
+    let weight = PatternTensors::new(&case.packed(), device).unwrap();
     let x = tensor2(gaussian(140, 3), [2, 70], device).cast(DType::F16);
     let y = weight.linear(x.clone());
     assert_eq!(y.dtype(), DType::F16);
@@ -284,10 +295,40 @@ fn half_precision_activations_are_summed_in_f32(device: &Device) {
 }
 
 fn a_weight_reads_back_as_it_was(device: &Device) {
-    for spec in SPECS {
-        let packed = Case::new(spec, 21, 34).packed();
+    for (i, spec) in SPECS.into_iter().enumerate() {
+        let packed = Case { protect: i % 3, ..Case::new(spec, 21, 34) }.packed();
         let again = PatternTensors::new(&packed, device).unwrap().to_packed(packed.header()).unwrap();
         assert!(packed.streams().eq(again.streams()), "{spec}");
+    }
+}
+
+/// Protected columns are what is stored to the bit, and inputs there see nothing of the codes.
+fn protected_columns_replace_the_codes(device: &Device) {
+    for spec in FEW {
+        let case = Case { protect: 4, ..Case::new(spec, 19, 22) };
+        let packed = case.packed();
+        let (columns, values) = (packed.protected().columns(), packed.protected().values());
+        let unit = 2f32.powi(packed.header().exponent);
+        let weight = PatternTensors::new(&packed, device).unwrap();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new((0..19).collect::<Vec<i32>>(), [19]), device);
+        for (what, dense) in [("synthesize", host(weight.synthesize())), ("rows", host(weight.rows(rows)))] {
+            for (i, value) in values.iter().enumerate() {
+                let found = dense[i / 4 * 22 + columns[i % 4] as usize];
+                assert_eq!(found, value.to_f32() * unit, "{spec} {what}: value {i}");
+            }
+        }
+        // Inputs at these columns alone, in a tensor of three axes: the product is theirs.
+        let mut x = vec![0.0; 2 * 22];
+        columns.iter().enumerate().for_each(|(i, &c)| (x[c as usize], x[22 + c as usize]) = (1.0, i as f32));
+        let x = Tensor::<3>::from_data(TensorData::new(x, [2, 1, 22]), (device, DType::F32));
+        let y = weight.linear(x);
+        assert_eq!(y.dims(), [2, 1, 19], "{spec}");
+        for (r, y) in host(y).into_iter().enumerate() {
+            let of_row = values[r % 19 * 4..][..4].iter().enumerate();
+            let expected: f32 = of_row.map(|(i, v)| v.to_f32() * unit * if r < 19 { 1.0 } else { i as f32 }).sum();
+            assert!((y - expected).abs() <= 1e-5, "{spec}: output {r} is {y} for {expected}");
+        }
+        assert_eq!(weight.linear(Tensor::<2>::zeros([0, 22], device)).dims(), [0, 19], "{spec}");
     }
 }
 
@@ -391,6 +432,12 @@ macro_rules! suite {
 
             #[cfg(feature = "autodiff")]
             #[test]
+            fn gradients_of_protected_columns_are_those_of_the_dense_weight() {
+                on(|device| FEW.into_iter().for_each(|spec| gradients::of_protected_columns(device, spec)));
+            }
+
+            #[cfg(feature = "autodiff")]
+            #[test]
             fn gradients_of_rows_add_up() {
                 on(gradients::of_rows_add_up);
             }
@@ -403,6 +450,11 @@ macro_rules! suite {
             #[test]
             fn a_weight_reads_back_as_it_was() {
                 on(super::a_weight_reads_back_as_it_was);
+            }
+
+            #[test]
+            fn protected_columns_replace_the_codes() {
+                on(super::protected_columns_replace_the_codes);
             }
 
             #[test]

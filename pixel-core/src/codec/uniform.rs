@@ -196,8 +196,9 @@ impl Codec for UniformCodec {
         ]
     }
 
+    /// One: grids are fitted before the first block, so that error feedback goes from column to column.
     fn block_width(&self, _shape: Shape) -> usize {
-        self.group
+        1
     }
 
     fn band_height(&self, _shape: Shape) -> usize {
@@ -205,14 +206,10 @@ impl Codec for UniformCodec {
     }
 
     fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> Box<dyn BlockEncoder + 'a> {
-        let shape = weight.shape();
-        let layout = self.layout_of(shape);
-        Box::new(UniformEncoder {
-            layout,
-            codes: vec![0; layout.code_words()],
-            scales: vec![f16::ZERO; shape.d_output() * layout.num_groups()],
-            zeros: vec![0; layout.zero_words()],
-        })
+        let layout = self.layout_of(weight.shape());
+        let rows = weight.as_slice().chunks_exact(weight.shape().d_input());
+        let grids = rows.flat_map(|row| row.chunks(self.group)).map(|values| Grid::fit(values, (1 << self.bits) - 1));
+        Box::new(UniformEncoder { layout, codes: vec![0; layout.code_words()], grids: grids.collect() })
     }
 
     fn decode_band(&self, shape: Shape, codes: &Codes, band: usize, rows: &mut [f32]) {
@@ -263,32 +260,30 @@ impl Codec for UniformCodec {
 struct UniformEncoder {
     layout: UniformLayout,
     codes: Vec<u32>,
-    scales: Vec<f16>,
-    zeros: Vec<u32>,
+    /// `[d_output, num_groups]`.
+    grids: Vec<Grid>,
 }
 
 impl BlockEncoder for UniformEncoder {
     fn encode_block(&mut self, block: usize, values: &[f32], decoded: &mut [f32]) {
-        let UniformLayout { shape, bits, group } = self.layout;
-        let levels = (1u32 << bits) - 1;
+        let UniformLayout { bits, group, .. } = self.layout;
         let (row_words, groups) = (self.layout.row_words(), self.layout.num_groups());
-        let inside = group.min(shape.d_input() - block * group);
-        let rows = values.chunks_exact(group).zip(decoded.chunks_exact_mut(group));
-        for (row, (values, decoded)) in rows.enumerate() {
-            let grid = Grid::fit(&values[..inside], levels);
-            self.scales[row * groups + block] = grid.scale;
-            write_bits(&mut self.zeros, self.layout.zero_offset(row, block), bits, grid.zero_point);
-            let words = &mut self.codes[row * row_words..][..row_words];
-            for (i, (&value, decoded)) in values[..inside].iter().zip(decoded).enumerate() {
-                let index = grid.encode(value, levels);
-                write_bits(words, (block * group + i) * bits as usize, bits, index);
-                *decoded = grid.decode(index);
-            }
+        for (row, (value, decoded)) in values.iter().zip(decoded).enumerate() {
+            let grid = self.grids[row * groups + block / group];
+            let index = grid.encode(*value, (1 << bits) - 1);
+            write_bits(&mut self.codes[row * row_words..][..row_words], block * bits as usize, bits, index);
+            *decoded = grid.decode(index);
         }
     }
 
     fn finish(self: Box<Self>) -> Codes {
-        Codes { streams: vec![Stream::U32(self.codes), Stream::F16(self.scales), Stream::U32(self.zeros)] }
+        let bits = self.layout.bits;
+        let mut zeros = vec![0; self.layout.zero_words()];
+        for (i, grid) in self.grids.iter().enumerate() {
+            write_bits(&mut zeros, i * bits as usize, bits, grid.zero_point);
+        }
+        let scales = self.grids.iter().map(|grid| grid.scale).collect();
+        Codes { streams: vec![Stream::U32(self.codes), Stream::F16(scales), Stream::U32(zeros)] }
     }
 }
 

@@ -10,9 +10,8 @@ use crate::archive::reader::stream_name;
 use crate::archive::shard_writer::ShardWriter;
 use crate::archive::staging::Staging;
 use crate::archive::{Checkpoint, Manifest, PackedEntry};
-use crate::encode::compress_owned;
+use crate::encode::Outcome;
 use crate::matrix::Matrix;
-use crate::metrics::ErrorSums;
 use crate::packed::PackedWeight;
 use crate::recipe::Decision;
 use std::collections::BTreeMap;
@@ -52,8 +51,8 @@ pub fn compress_checkpoint(
     let mut items: Vec<&PlanItem> = plan.items().iter().collect();
     items.sort_by_key(|item| std::cmp::Reverse(item.num_weights()));
     workers::run(options.threads, &items, output, progress, |item| {
-        let error = store(checkpoint, item, &writers[item.shard], &manifests[item.shard])?;
-        let report = TensorReport::new(item, error);
+        let outcome = store(checkpoint, plan, item, &writers[item.shard], &manifests[item.shard])?;
+        let report = TensorReport::new(item, outcome);
         reports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(report);
         progress.tensor_done(&item.name, item.num_weights());
         Ok(())
@@ -78,14 +77,15 @@ pub fn compress_checkpoint(
 /// Stores one tensor and enters it into the manifest; returns its error if it was compressed.
 fn store(
     checkpoint: &Checkpoint,
+    plan: &Plan,
     item: &PlanItem,
     writer: &ShardWriter,
     manifest: &Mutex<Manifest>,
-) -> Result<Option<ErrorSums>, ArchiveError> {
+) -> Result<Option<Outcome>, ArchiveError> {
     let info = checkpoint.info(&item.name)?;
     let bytes = checkpoint.bytes(info);
     let source_blake3 = blake3::hash(bytes).to_hex().to_string();
-    let Decision::Compress { codec, rotation } = &item.decision else {
+    let Decision::Compress { codec, rotation, .. } = &item.decision else {
         writer.write(&item.name, 0, bytes)?;
         let mut manifest = manifest.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         manifest.kept.insert(item.name.clone(), source_blake3);
@@ -95,19 +95,21 @@ fn store(
         |source| ArchiveError::Weight { path: checkpoint.path_of(info).to_owned(), tensor: item.name.clone(), source };
     let (shape, dtype) = matrix_of(checkpoint, item)?;
     let weight = Matrix::new(shape, checkpoint.to_f32(&item.name)?).map_err(|e| weight_error(e.into()))?;
-    let (packed, error) = compress_owned(weight, codec, *rotation).map_err(weight_error)?;
+    let (packed, outcome) = plan.encode(checkpoint, item, weight)?;
     let entry = PackedEntry {
         shape,
         dtype,
         codec: codec.clone(),
         rotation: *rotation,
         exponent: packed.header().exponent,
-        relative_mse: error.relative_mse(),
+        protected: packed.header().protected,
+        relative_mse: outcome.weight.relative_mse(),
+        output_loss: outcome.output.map(|output| output.sums.relative_mse()),
         source_blake3,
         stored_blake3: write_streams(&item.name, &packed, writer)?,
     };
     manifest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).tensors.insert(item.name.clone(), entry);
-    Ok(Some(error))
+    Ok(Some(outcome))
 }
 
 /// Writes the streams of a packed weight and returns the hash of their bytes.

@@ -1,5 +1,6 @@
 //! A model, tensor by tensor: checkpoint to archive and back.
 
+mod allocate;
 mod compress;
 mod decompress;
 mod files;
@@ -10,6 +11,7 @@ mod report;
 mod sample;
 mod workers;
 
+pub use allocate::{AllocatedTensor, Allocation, Scope, allocate_rates};
 pub use compress::{RunOptions, compress_checkpoint};
 pub use decompress::decompress_archive;
 pub use pixel::{CompressedModel, CompressedTensor, CompressorStats, PIXELCompressor};

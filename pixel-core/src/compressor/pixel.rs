@@ -13,7 +13,7 @@ use crate::encode::compress_weight;
 use crate::error::{ConfigError, WeightError};
 use crate::matrix::{Matrix, MatrixRef};
 use crate::metrics::ErrorSums;
-use crate::packed::{PackedWeight, spec_streams};
+use crate::packed::{PackedWeight, stored_streams};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -151,14 +151,16 @@ impl PIXELCompressor {
         let mut manifest = Manifest::new();
         for (name, tensor) in &model.pattern_refs {
             let header = tensor.packed.header();
-            tensors.extend(stream_plans(name, &spec_streams(&header.codec, header.shape)?));
+            tensors.extend(stream_plans(name, &stored_streams(&header.codec, header.shape, header.protected)?));
             let entry = PackedEntry {
                 shape: header.shape,
                 dtype: tensor.dtype,
                 codec: header.codec.clone(),
                 rotation: header.rotation,
                 exponent: header.exponent,
+                protected: header.protected,
                 relative_mse: tensor.relative_mse,
+                output_loss: None,
                 source_blake3: tensor.source_blake3.clone(),
                 stored_blake3: "0".repeat(64),
             };

@@ -4,17 +4,23 @@ use crate::archive::error::ArchiveError;
 use crate::archive::reader::{safetensors_dtype, stream_name};
 use crate::archive::shard_writer::{TensorPlan, data_start, header, in_file_order};
 use crate::archive::{Checkpoint, FloatType, MANIFEST_KEY, Manifest, PackedEntry, TensorInfo};
+use crate::calibration::Calibration;
 use crate::codec::StreamSpec;
-use crate::matrix::Shape;
-use crate::packed::spec_streams;
+use crate::encode::{EncodeOptions, Outcome, compress};
+use crate::feedback::{Feedback, FeedbackOptions};
+use crate::matrix::{Matrix, Shape};
+use crate::packed::{PackedWeight, stored_streams};
 use crate::recipe::{CompiledRecipe, Decision, KeepReason};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The plan for a checkpoint.
 #[derive(Debug)]
 pub struct Plan {
     items: Vec<PlanItem>,
     shards: Vec<ShardPlan>,
+    feedback: FeedbackOptions,
+    calibration: Option<Arc<Calibration>>,
 }
 
 /// The plan for one tensor.
@@ -83,7 +89,64 @@ impl Plan {
                 return Err(ArchiveError::Manifest { path: shard.path.clone(), message });
             }
         }
-        Ok(Self { items, shards })
+        Ok(Self { items, shards, feedback: recipe.feedback(), calibration: None })
+    }
+
+    /// The same plan with error feedback through `calibration`, for the weights that it knows.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Calibration`] if it belongs to another model.
+    pub fn with_calibration(
+        mut self,
+        checkpoint: &Checkpoint,
+        calibration: Arc<Calibration>,
+    ) -> Result<Self, ArchiveError> {
+        calibration.check(checkpoint)?;
+        self.calibration = Some(calibration);
+        Ok(self)
+    }
+
+    /// The calibration, if there is one.
+    pub fn calibration(&self) -> Option<&Calibration> {
+        self.calibration.as_deref()
+    }
+
+    /// How error feedback is done.
+    pub const fn feedback(&self) -> FeedbackOptions {
+        self.feedback
+    }
+
+    /// Whether the weight of `item` is coded with error feedback.
+    pub fn has_feedback(&self, item: &PlanItem) -> bool {
+        let asked = matches!(item.decision, Decision::Compress { feedback: true, .. });
+        asked && self.calibration().is_some_and(|calibration| calibration.group(&item.name).is_some())
+    }
+
+    /// Compresses `weight`, all rows of `item` or some of them, as planned.
+    ///
+    /// # Panics
+    /// If the item is kept.
+    pub(super) fn encode(
+        &self,
+        checkpoint: &Checkpoint,
+        item: &PlanItem,
+        weight: Matrix,
+    ) -> Result<(PackedWeight, Outcome), ArchiveError> {
+        let Decision::Compress { codec, rotation, protect, .. } = &item.decision else {
+            panic!("{} is kept", item.name)
+        };
+        let info = checkpoint.info(&item.name)?;
+        let weight_error = |source| ArchiveError::Weight {
+            path: checkpoint.path_of(info).to_owned(),
+            tensor: item.name.clone(),
+            source,
+        };
+        let moments = match &self.calibration {
+            Some(calibration) if self.has_feedback(item) => calibration.moments(&item.name)?,
+            _ => None,
+        };
+        let options = EncodeOptions { rotation: *rotation, protect: *protect, feedback: self.feedback };
+        compress(weight, codec, moments, options).map_err(weight_error)
     }
 
     /// The tensors in the order of their names.
@@ -122,13 +185,24 @@ impl Plan {
             .iter()
             .map(|item| match &item.decision {
                 Decision::Keep(_) => 0,
-                Decision::Compress { codec, .. } => {
+                Decision::Compress { codec, protect, .. } => {
                     let (width, search) = match (codec.build(), Shape::try_from([item.shape[0], item.shape[1]])) {
                         (Ok(codec), Ok(shape)) => (codec.block_width(shape), codec.search_bytes(shape)),
                         _ => (0, 0),
                     };
                     let blocks = 8 * (item.shape[0] * width) as u64;
-                    4 * item.num_weights() + item.stored_bytes + blocks + search as u64 + OTHER_BYTES
+                    let feedback = match Shape::try_from([item.shape[0], item.shape[1]]) {
+                        Ok(shape) if self.has_feedback(item) => Feedback::peak_bytes(shape),
+                        _ => 0,
+                    };
+                    // With protected columns, errors are measured on what was packed.
+                    let copies = if *protect > 0 { 3 } else { 1 };
+                    4 * copies * item.num_weights()
+                        + item.stored_bytes
+                        + blocks
+                        + search as u64
+                        + feedback
+                        + OTHER_BYTES
                 }
             })
             .collect();
@@ -159,9 +233,11 @@ fn plan_item(name: &str, info: &TensorInfo, recipe: &CompiledRecipe) -> Result<P
     // More weights than any codec takes: nothing that a real checkpoint holds.
     let shape = info.shape.first().zip(info.shape.get(1)).and_then(|(&m, &n)| Shape::new(m, n).ok());
     let (decision, stored_bytes) = match (decision, shape) {
-        (Decision::Compress { codec, rotation }, Some(shape)) => {
-            let bytes = spec_streams(&codec, shape)?.iter().map(|stream| stream.num_bytes() as u64).sum();
-            (Decision::Compress { codec, rotation }, bytes)
+        (decision @ Decision::Compress { .. }, Some(shape)) => {
+            let Decision::Compress { codec, protect, .. } = &decision else { unreachable!("matched above") };
+            let streams = stored_streams(codec, shape, *protect)?;
+            let bytes = streams.iter().map(|stream| stream.num_bytes() as u64).sum();
+            (decision, bytes)
         }
         (Decision::Compress { .. }, None) => (Decision::Keep(KeepReason::NotAMatrix), info.num_bytes()),
         (keep, _) => (keep, info.num_bytes()),
@@ -191,9 +267,9 @@ fn plan_shard(
                 tensors.push(TensorPlan { name: item.name.clone(), dtype: info.dtype, shape: info.shape.clone() });
                 widest.kept.insert(item.name.clone(), "0".repeat(64));
             }
-            Decision::Compress { codec, rotation } => {
+            Decision::Compress { codec, rotation, protect, .. } => {
                 let (shape, dtype) = matrix_of(checkpoint, item)?;
-                tensors.extend(stream_plans(&item.name, &spec_streams(codec, shape)?));
+                tensors.extend(stream_plans(&item.name, &stored_streams(codec, shape, *protect)?));
                 let entry = PackedEntry {
                     shape,
                     dtype,
@@ -201,7 +277,9 @@ fn plan_shard(
                     rotation: *rotation,
                     // The values of the longest text that these fields can have.
                     exponent: -126,
+                    protected: *protect,
                     relative_mse: 2.225_073_858_507_201_4e-308,
+                    output_loss: Some(2.225_073_858_507_201_4e-308),
                     source_blake3: "0".repeat(64),
                     stored_blake3: "0".repeat(64),
                 };

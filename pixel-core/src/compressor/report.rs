@@ -1,6 +1,7 @@
 //! What a run has done, with sizes in bytes really written.
 
 use super::plan::PlanItem;
+use crate::encode::Outcome;
 use crate::metrics::{ErrorSums, bits_per_weight};
 use crate::recipe::{Decision, KeepReason};
 use serde::Serialize;
@@ -18,32 +19,49 @@ pub struct TensorReport {
     pub codec: Option<String>,
     /// Why it was not.
     pub kept: Option<KeepReason>,
+    /// Columns stored beside the codes.
+    pub protected: usize,
     /// Bytes in the source.
     pub source_bytes: u64,
     /// Bytes stored, headers apart.
     pub stored_bytes: u64,
     /// Relative mean squared error; absent for a tensor stored as it was.
     pub relative_mse: Option<f64>,
+    /// Relative error of the layer's outputs on the inputs of the calibration; absent without one.
+    pub output_loss: Option<f64>,
+    /// What error feedback added to the diagonal of the moments, in units of its mean; absent without feedback.
+    pub damping: Option<f64>,
+    /// How often damping was doubled because the moments were not positive definite.
+    pub damping_retries: u32,
     /// Power and error, for sums over tensors.
     #[serde(skip)]
     pub sums: ErrorSums,
 }
 
 impl TensorReport {
-    pub(super) fn new(item: &PlanItem, error: Option<ErrorSums>) -> Self {
+    pub(super) fn new(item: &PlanItem, outcome: Option<Outcome>) -> Self {
+        let output = outcome.and_then(|outcome| outcome.output);
         let (codec, kept) = match &item.decision {
             Decision::Keep(reason) => (None, Some(*reason)),
             Decision::Compress { codec, .. } => (Some(codec.to_string()), None),
+        };
+        let protected = match &item.decision {
+            Decision::Compress { protect, .. } => *protect,
+            Decision::Keep(_) => 0,
         };
         Self {
             name: item.name.clone(),
             shape: item.shape.clone(),
             codec,
             kept,
+            protected,
             source_bytes: item.source_bytes,
             stored_bytes: item.stored_bytes,
-            relative_mse: error.map(|error| error.relative_mse()),
-            sums: error.unwrap_or_default(),
+            relative_mse: outcome.map(|outcome| outcome.weight.relative_mse()),
+            output_loss: output.map(|output| output.sums.relative_mse()),
+            damping: output.map(|output| output.damping),
+            damping_retries: output.map_or(0, |output| output.retries),
+            sums: outcome.map(|outcome| outcome.weight).unwrap_or_default(),
         }
     }
 
@@ -72,6 +90,10 @@ pub struct GroupReport {
     /// Power and error.
     #[serde(skip)]
     pub sums: ErrorSums,
+    /// How many of the tensors were coded with error feedback.
+    pub calibrated: usize,
+    /// The mean of their output losses, each by its number of weights; 0 if there is none.
+    pub output_loss: f64,
 }
 
 impl GroupReport {
@@ -121,6 +143,7 @@ impl CompressionReport {
     /// The tensors summed up by codec, those stored as they were last.
     pub fn groups(&self) -> Vec<GroupReport> {
         let mut groups: BTreeMap<(bool, &str), GroupReport> = BTreeMap::new();
+        let mut calibrated_weights: BTreeMap<(bool, &str), f64> = BTreeMap::new();
         for tensor in &self.tensors {
             let treatment = tensor.codec.as_deref().unwrap_or("as it was");
             let group = groups.entry((tensor.codec.is_none(), treatment)).or_insert_with(|| GroupReport {
@@ -129,11 +152,20 @@ impl CompressionReport {
                 weights: 0,
                 stored_bytes: 0,
                 sums: ErrorSums::default(),
+                calibrated: 0,
+                output_loss: 0.0,
             });
             group.tensors += 1;
             group.weights += tensor.num_weights();
             group.stored_bytes += tensor.stored_bytes;
             group.sums += tensor.sums;
+            if let Some(loss) = tensor.output_loss {
+                let weights = tensor.num_weights() as f64;
+                let before = calibrated_weights.entry((tensor.codec.is_none(), treatment)).or_insert(0.0);
+                group.output_loss = (group.output_loss * *before + loss * weights) / (*before + weights);
+                *before += weights;
+                group.calibrated += 1;
+            }
         }
         groups.into_values().collect()
     }

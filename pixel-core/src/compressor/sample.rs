@@ -3,7 +3,6 @@
 use super::plan::{Plan, PlanItem, matrix_of};
 use crate::archive::Checkpoint;
 use crate::archive::error::ArchiveError;
-use crate::encode::compress_owned;
 use crate::matrix::{Matrix, Shape};
 use crate::metrics::ErrorSums;
 use crate::recipe::Decision;
@@ -22,6 +21,8 @@ pub struct Sample {
     pub rows: usize,
     /// Their error.
     pub error: ErrorSums,
+    /// The error of their outputs, if the weight is calibrated.
+    pub output: Option<ErrorSums>,
 }
 
 /// Compresses some rows out of the middle of `count` tensors, evenly spread over those that `plan` compresses.
@@ -32,23 +33,31 @@ pub fn sample_errors(checkpoint: &Checkpoint, plan: &Plan, count: usize) -> Resu
     let compressed: Vec<&PlanItem> =
         plan.items().iter().filter(|item| matches!(item.decision, Decision::Compress { .. })).collect();
     let count = count.min(compressed.len());
-    (0..count).map(|i| sample(checkpoint, compressed[i * compressed.len() / count])).collect()
+    (0..count).map(|i| sample(checkpoint, plan, compressed[i * compressed.len() / count])).collect()
 }
 
-fn sample(checkpoint: &Checkpoint, item: &PlanItem) -> Result<Sample, ArchiveError> {
-    let Decision::Compress { codec, rotation } = &item.decision else {
-        unreachable!("only compressed tensors are sampled")
-    };
+fn sample(checkpoint: &Checkpoint, plan: &Plan, item: &PlanItem) -> Result<Sample, ArchiveError> {
+    let Decision::Compress { codec, .. } = &item.decision else { unreachable!("only compressed tensors are sampled") };
+    let weight = middle_rows(checkpoint, item)?;
+    let rows = weight.shape().d_output();
+    let (_, outcome) = plan.encode(checkpoint, item, weight)?;
+    let output = outcome.output.map(|output| output.sums);
+    Ok(Sample { name: item.name.clone(), codec: codec.to_string(), rows, error: outcome.weight, output })
+}
+
+/// Rows out of the middle of a weight, as many as a sample has.
+fn middle_rows(checkpoint: &Checkpoint, item: &PlanItem) -> Result<Matrix, ArchiveError> {
     let info = checkpoint.info(&item.name)?;
-    let weight_error =
-        |source| ArchiveError::Weight { path: checkpoint.path_of(info).to_owned(), tensor: item.name.clone(), source };
     let (shape, float) = matrix_of(checkpoint, item)?;
     let rows = shape.d_output().min(SAMPLE_ROWS);
     let row_bytes = shape.d_input() * float.size();
     let first = (shape.d_output() - rows) / 2;
-    let sampled = Shape::new(rows, shape.d_input()).map_err(|e| weight_error(e.into()))?;
+    let sampled = Shape::new(rows, shape.d_input()).map_err(|source| ArchiveError::Weight {
+        path: checkpoint.path_of(info).to_owned(),
+        tensor: item.name.clone(),
+        source: source.into(),
+    })?;
     let mut weight = Matrix::zeros(sampled);
     float.read(&checkpoint.bytes(info)[first * row_bytes..][..rows * row_bytes], weight.as_mut_slice());
-    let (_, error) = compress_owned(weight, codec, *rotation).map_err(weight_error)?;
-    Ok(Sample { name: item.name.clone(), codec: codec.to_string(), rows, error })
+    Ok(weight)
 }

@@ -5,6 +5,7 @@ use crate::condition::EXPONENT_RANGE;
 use crate::error::FormatError;
 use crate::matrix::Shape;
 use crate::metrics::bits_per_weight;
+use crate::protected::{self, ProtectedColumns, check_count};
 use half::f16;
 use std::borrow::Cow;
 
@@ -22,12 +23,14 @@ pub struct PackedHeader {
     pub rotation: Option<u64>,
     /// The power of two by which everything is multiplied.
     pub exponent: i32,
+    /// How many columns are protected: stored beside the codes.
+    pub protected: usize,
 }
 
 /// A weight matrix as a codec stores it:
 ///
 /// ```text
-/// W ≈ 2^exponent · diag(row_scales) · decoded · Qᵀ
+/// W ≈ 2^exponent · diag(row_scales) · decoded · Qᵀ,   but for the protected columns
 /// ```
 ///
 /// # Example
@@ -48,10 +51,11 @@ pub struct PackedWeight {
     codec: Box<dyn Codec>,
     row_scales: Vec<f16>,
     codes: Codes,
+    protected: ProtectedColumns,
 }
 
 impl PackedWeight {
-    /// Puts a weight together from the streams that [`spec_streams`] announces for `header`, in that order.
+    /// Puts a weight together from the streams that [`stored_streams`] announces for `header`, in that order.
     ///
     /// # Errors
     /// [`FormatError`] if the streams do not fit the header or hold what no decoder could use.
@@ -64,8 +68,18 @@ impl PackedWeight {
             });
         }
         let codec = header.codec.build()?;
-        let specs = stream_specs(&*codec, header.shape);
+        check_count("protected", header.protected, header.shape.d_input())?;
+        let specs = stream_specs(&*codec, header.shape, header.protected);
         check_streams(&specs, &streams)?;
+        let protected = match header.protected {
+            0 => ProtectedColumns::default(),
+            _ => match (streams.pop(), streams.pop()) {
+                (Some(Stream::F16(values)), Some(Stream::U32(columns))) => {
+                    ProtectedColumns::new(header.shape, columns, values)?
+                }
+                _ => unreachable!("the last two streams are the protected columns, U32, and their values, F16"),
+            },
+        };
         let row_scales = match codec.row_scaling() {
             codec::RowScaling::None => Vec::new(),
             codec::RowScaling::RootMeanSquare(_) => match streams.pop() {
@@ -76,10 +90,10 @@ impl PackedWeight {
         codec::check_finite(ROW_SCALES, &row_scales)?;
         let codes = Codes { streams };
         codec.check(header.shape, &codes)?;
-        Ok(Self { header, codec, row_scales, codes })
+        Ok(Self { header, codec, row_scales, codes, protected })
     }
 
-    /// Shape, codec, rotation and exponent.
+    /// Shape, codec, rotation, exponent, and how many columns are protected.
     pub const fn header(&self) -> &PackedHeader {
         &self.header
     }
@@ -104,20 +118,30 @@ impl PackedWeight {
         &self.row_scales
     }
 
-    /// The streams with their specifications, in the order of [`spec_streams`].
+    /// The columns stored beside the codes.
+    pub const fn protected(&self) -> &ProtectedColumns {
+        &self.protected
+    }
+
+    /// The streams with their specifications, in the order of [`stored_streams`].
     pub fn streams(&self) -> impl Iterator<Item = (StreamSpec, StreamBytes<'_>)> {
-        let specs = stream_specs(&*self.codec, self.header.shape);
         let codes = self.codes.streams.iter().map(StreamBytes::of);
         let scales = (!self.row_scales.is_empty()).then_some(StreamBytes::Halves(&self.row_scales));
-        specs.into_iter().zip(codes.chain(scales))
+        let protected = [StreamBytes::Words(self.protected.columns()), StreamBytes::Halves(self.protected.values())];
+        let protected = protected.into_iter().filter(|_| !self.protected.is_empty());
+        self.specs().into_iter().zip(codes.chain(scales).chain(protected))
+    }
+
+    fn specs(&self) -> Vec<StreamSpec> {
+        stream_specs(&*self.codec, self.header.shape, self.header.protected)
     }
 
     /// Bytes of all streams.
     pub fn num_bytes(&self) -> usize {
-        stream_specs(&*self.codec, self.header.shape).iter().map(StreamSpec::num_bytes).sum()
+        self.specs().iter().map(StreamSpec::num_bytes).sum()
     }
 
-    /// Bits per weight of all streams: indices, scales, learned patterns, padding.
+    /// Bits per weight of all streams: indices, scales, learned patterns, protected columns, padding.
     pub fn bits_per_weight(&self) -> f64 {
         bits_per_weight(self.num_bytes() as u64, self.shape().num_weights() as u64)
     }
@@ -151,20 +175,30 @@ impl<'a> StreamBytes<'a> {
     }
 }
 
-/// Everything that is stored for a weight of `shape` under `spec`: the codec's streams, then the row scales if there
-/// are any.
+/// Everything that is stored for a weight of `shape` under `spec` without protected columns: the codec's streams, then the
+/// row scales if there are any.
 ///
 /// # Errors
 /// [`crate::ConfigError`] if the codec cannot be built.
 pub fn spec_streams(spec: &CodecSpec, shape: Shape) -> Result<Vec<StreamSpec>, crate::ConfigError> {
-    Ok(stream_specs(&*spec.build()?, shape))
+    stored_streams(spec, shape, 0)
 }
 
-pub(crate) fn stream_specs(codec: &dyn Codec, shape: Shape) -> Vec<StreamSpec> {
+/// [`spec_streams`], then numbers and values of `protected` columns, if any.
+///
+/// # Errors
+/// [`crate::ConfigError`] if the codec cannot be built, or the weight has no column beside those protected.
+pub fn stored_streams(spec: &CodecSpec, shape: Shape, protected: usize) -> Result<Vec<StreamSpec>, crate::ConfigError> {
+    check_count("protected", protected, shape.d_input())?;
+    Ok(stream_specs(&*spec.build()?, shape, protected))
+}
+
+pub(crate) fn stream_specs(codec: &dyn Codec, shape: Shape, protected: usize) -> Vec<StreamSpec> {
     let mut specs = codec.streams(shape);
     if codec.row_scaling() != codec::RowScaling::None {
         specs.push(StreamSpec { name: ROW_SCALES, dtype: StreamType::F16, shape: vec![shape.d_output()] });
     }
+    specs.extend(protected::streams(shape, protected));
     specs
 }
 

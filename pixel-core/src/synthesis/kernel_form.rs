@@ -5,6 +5,7 @@ use crate::codec::{CodecLayout, Codes, Stream, StreamType};
 use crate::condition::{EXPONENT_RANGE, exp2};
 use crate::error::FormatError;
 use crate::packed::{PackedHeader, PackedWeight, ROW_SCALES, stream_specs};
+use crate::protected;
 use half::f16;
 
 /// A packed weight as kernels read it:
@@ -14,7 +15,8 @@ use half::f16;
 /// ```
 ///
 /// The power of two of [`PackedHeader::exponent`] is part of the scales. Codes are constant; scales and dictionary may
-/// be trained.
+/// be trained. Column `c` of `protected`, the `i`-th, is `protected_values[:, i]` instead, which products take from the
+/// inputs before they are rotated.
 ///
 /// # Example
 /// ```
@@ -38,6 +40,10 @@ pub struct KernelForm {
     pub scales: Vec<f32>,
     /// `[layout.dictionary_len()]`.
     pub dictionary: Vec<f32>,
+    /// The protected columns, ascending, `[k]`; none for most weights.
+    pub protected: Vec<u32>,
+    /// Their weights, the power of two included, `[d_output, k]`.
+    pub protected_values: Vec<f32>,
 }
 
 /// A packed weight and a kernel form that do not turn into one another.
@@ -56,6 +62,16 @@ pub enum KernelFormError {
         /// Where in the scales.
         index: usize,
         /// The scale, without the exponent.
+        value: f32,
+        /// The type.
+        target: &'static str,
+    },
+    /// A weight of a protected column does not fit its type.
+    #[error("the protected weight at index {index} is {value}, which {target} cannot hold")]
+    ProtectedValue {
+        /// Where in the values.
+        index: usize,
+        /// The weight; without the exponent if it is to be stored.
         value: f32,
         /// The type.
         target: &'static str,
@@ -97,7 +113,8 @@ impl KernelForm {
     /// The kernel form of `packed`.
     ///
     /// # Errors
-    /// [`KernelFormError::NoKernels`]; [`KernelFormError::Scale`] if a scale times the power of two leaves f32's range.
+    /// [`KernelFormError::NoKernels`]; [`KernelFormError::Scale`] and [`KernelFormError::ProtectedValue`] if one of these
+    /// times the power of two leaves f32's range.
     pub fn new(packed: &PackedWeight) -> Result<Self, KernelFormError> {
         let (header, codec) = (packed.header(), packed.codec());
         let no_kernels = || KernelFormError::NoKernels { codec: header.codec.codec.clone() };
@@ -116,16 +133,24 @@ impl KernelForm {
         if let Some(index) = scales.iter().position(|scale| !scale.is_finite()) {
             return Err(KernelFormError::Scale { index, value: halves[index].to_f32(), target: "F32" });
         }
-        Ok(Self { layout, codes, scales, dictionary: codec.dictionary(header.shape, packed.codes()) })
+        let halves = packed.protected().values();
+        let protected_values: Vec<f32> = halves.iter().map(|value| value.to_f32() * unit).collect();
+        if let Some(index) = protected_values.iter().position(|value| !value.is_finite()) {
+            return Err(KernelFormError::ProtectedValue { index, value: halves[index].to_f32(), target: "F32" });
+        }
+        let dictionary = codec.dictionary(header.shape, packed.codes());
+        let protected = packed.protected().columns().to_vec();
+        Ok(Self { layout, codes, scales, dictionary, protected, protected_values })
     }
 
-    /// Back to what is stored. Scales are rounded to F16, learned patterns too.
+    /// Back to what is stored. Scales are rounded to F16, learned patterns and protected columns too.
     ///
     /// # Errors
     /// [`KernelFormError::Header`] for the header of another weight; [`KernelFormError::FixedDictionary`] if training changed what the format fixes; [`KernelFormError::Scale`] for a
-    /// scale beyond F16; [`KernelFormError::Length`]; [`KernelFormError::Format`].
+    /// scale and [`KernelFormError::ProtectedValue`] for a weight beyond F16; [`KernelFormError::Length`];
+    /// [`KernelFormError::Format`].
     pub fn to_packed(&self, header: &PackedHeader) -> Result<PackedWeight, KernelFormError> {
-        self.check_lengths()?;
+        self.check_lengths(header.protected)?;
         let codec = header.codec.build().map_err(FormatError::from)?;
         if codec.layout(header.shape) != Some(self.layout) || !EXPONENT_RANGE.contains(&header.exponent) {
             return Err(KernelFormError::Header { header: Box::new(header.clone()) });
@@ -135,10 +160,17 @@ impl KernelForm {
         if let Some(index) = halves.iter().position(|scale| !scale.is_finite()) {
             return Err(KernelFormError::Scale { index, value: self.scales[index] * unit, target: "F16" });
         }
+        let protected: Vec<f16> = self.protected_values.iter().map(|value| f16::from_f32(value * unit)).collect();
+        if let Some(index) = protected.iter().position(|value| !value.is_finite()) {
+            let value = self.protected_values[index] * unit;
+            return Err(KernelFormError::ProtectedValue { index, value, target: "F16" });
+        }
         let learned = codec.learned(header.shape, &self.dictionary);
         let (mut words, mut streams) = (&self.codes[..], Vec::new());
-        for spec in stream_specs(&*codec, header.shape) {
+        for spec in stream_specs(&*codec, header.shape, header.protected) {
             streams.push(match spec.dtype {
+                StreamType::U32 if spec.name == protected::COLUMNS => Stream::U32(self.protected.clone()),
+                StreamType::F16 if spec.name == protected::VALUES => Stream::F16(protected.clone()),
                 StreamType::U32 => {
                     let (stream, rest) = words.split_at(spec.len().min(words.len()));
                     words = rest;
@@ -165,7 +197,7 @@ impl KernelForm {
     }
 
     /// A weight of `shape` with random codes from `words`, whose values have the root mean square `scale`: how a layer
-    /// starts that is trained from scratch. Rows have equal scales.
+    /// starts that is trained from scratch. Rows have equal scales; no column is protected, whatever the header says.
     ///
     /// # Errors
     /// [`KernelFormError::NoKernels`]; [`KernelFormError::Format`] if the codec cannot be built.
@@ -188,7 +220,8 @@ impl KernelForm {
         }
         let dictionary = codec.dictionary(header.shape, &Codes { streams });
         let scales = vec![1.0; header.shape.d_output() * layout.scales_per_row()];
-        let mut form = Self { layout, codes, scales, dictionary };
+        let (protected, protected_values) = (Vec::new(), Vec::new());
+        let mut form = Self { layout, codes, scales, dictionary, protected, protected_values };
         let mut values = vec![0.0; header.shape.num_weights()];
         form.as_slices().synthesize(&mut values);
         let power = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64;
@@ -201,17 +234,19 @@ impl KernelForm {
         Ok(form)
     }
 
-    /// The arrays, borrowed.
+    /// The arrays of the codes, borrowed: the weight without its protected columns.
     pub fn as_slices(&self) -> PatternSlices<'_> {
         PatternSlices::new(self.layout, &self.codes, &self.scales, &self.dictionary)
     }
 
-    fn check_lengths(&self) -> Result<(), KernelFormError> {
+    fn check_lengths(&self, protected: usize) -> Result<(), KernelFormError> {
         let scales = self.layout.shape().d_output() * self.layout.scales_per_row();
         for (what, found, expected) in [
             ("codes", self.codes.len(), self.layout.num_words()),
             ("scales", self.scales.len(), scales),
             ("dictionary", self.dictionary.len(), self.layout.dictionary_len()),
+            ("protected", self.protected.len(), protected),
+            ("protected_values", self.protected_values.len(), self.layout.shape().d_output() * protected),
         ] {
             if found != expected {
                 return Err(KernelFormError::Length { what, found, expected });

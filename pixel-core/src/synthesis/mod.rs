@@ -83,6 +83,7 @@ impl<'a> Synthesis<'a> {
             }
             // A reproduction of weights at the end of f32's range may lie beyond it.
             row.iter_mut().for_each(|w| *w = (*w * unit).clamp(-f32::MAX, f32::MAX));
+            self.packed.protected().replace(first + i, row, unit);
         }
     }
 }

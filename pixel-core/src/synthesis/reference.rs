@@ -4,13 +4,15 @@ use crate::matrix::Matrix;
 use crate::packed::PackedWeight;
 use crate::rotation::reference_entry;
 
-/// `W[r][c] = 2^exponent · scale[r] · Σ_j decoded[r][j] · Q[c][j]`, in f64; without a rotation `Q` is the identity.
+/// `W[r][c] = 2^exponent · scale[r] · Σ_j decoded[r][j] · Q[c][j]`, in f64; without a rotation `Q` is the identity. In a
+/// protected column, the `i`-th, `W[r][c] = 2^exponent · value[r][i]`.
 pub fn synthesize(packed: &PackedWeight) -> Matrix {
     let (shape, header) = (packed.shape(), packed.header());
     let n = shape.d_input();
     let mut dense = Matrix::zeros(shape);
     for (r, row) in dense.as_mut_slice().chunks_exact_mut(n).enumerate() {
-        let scale = packed.row_scales().get(r).map_or(1.0, |scale| scale.to_f64()) * f64::from(header.exponent).exp2();
+        let unit = f64::from(header.exponent).exp2();
+        let scale = packed.row_scales().get(r).map_or(1.0, |scale| scale.to_f64()) * unit;
         let decoded: Vec<f64> =
             (0..n).map(|j| scale * f64::from(packed.codec().decode_weight(shape, packed.codes(), r, j))).collect();
         for (c, weight) in row.iter_mut().enumerate() {
@@ -18,6 +20,10 @@ pub fn synthesize(packed: &PackedWeight) -> Matrix {
                 None => decoded[c],
                 Some(seed) => (0..n).map(|j| decoded[j] * reference_entry(n, seed, c, j)).sum(),
             } as f32;
+        }
+        let protected = packed.protected();
+        for (i, &c) in protected.columns().iter().enumerate() {
+            row[c as usize] = (unit * protected.values()[r * protected.len() + i].to_f64()) as f32;
         }
     }
     dense

@@ -12,7 +12,8 @@ const ROWS_PER_TASK: usize = 16;
 /// The arrays of a kernel form, borrowed.
 ///
 /// Everything here is in the rotated basis: [`linear`](Self::linear) takes rotated activations, [`rows`](Self::rows) gives
-/// weights that the inverse rotation brings back.
+/// weights that the inverse rotation brings back. So protected columns, which are not rotated, come on top: inputs at zero
+/// there before the rotation, and a product of their own.
 #[derive(Debug, Clone, Copy)]
 pub struct PatternSlices<'a> {
     layout: CodecLayout,

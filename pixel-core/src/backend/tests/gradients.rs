@@ -88,6 +88,31 @@ pub(super) fn agree_with_finite_differences(device: &Device, case: &Case) {
     }
 }
 
+/// `Σ g·(x·Wᵀ)` through the split product, and through the dense weight with its columns replaced: the same gradients of
+/// activations, scales and values.
+pub(super) fn of_protected_columns(device: &Device, spec: &str) {
+    let case = Case { protect: 3, ..Case::new(spec, 19, 22) };
+    let device = device.clone().autodiff();
+    let of = |dense: bool| {
+        let mut weight = PatternTensors::new(&case.packed(), &device).unwrap();
+        weight.scales = weight.scales.require_grad();
+        let protected = weight.protected.as_mut().unwrap();
+        protected.values = protected.values.clone().require_grad();
+        let values = protected.values.clone();
+        let x = case.activations(&device).1.require_grad();
+        let y = if dense { x.clone().matmul(weight.synthesize().transpose()) } else { weight.linear(x.clone()) };
+        let g = tensor2(gaussian(case.batch * 19, case.seed ^ 2), y.dims(), &device);
+        let gradients = (y * g).sum().backward();
+        [x, weight.scales, values].map(|tensor| host(tensor.grad(&gradients).unwrap()))
+    };
+    for (what, (found, expected)) in ["x", "scales", "values"].iter().zip(of(false).iter().zip(&of(true))) {
+        assert!(norm(expected) > 0.0, "{spec} {what}");
+        let difference: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
+        let error = norm(&difference) / norm(expected);
+        assert!(error <= 64.0 * EPSILON * 22f64.sqrt(), "{spec} {what}: {error:e}");
+    }
+}
+
 /// A row that is looked up twice has twice the gradient.
 pub(super) fn of_rows_add_up(device: &Device) {
     let device = device.clone().autodiff();

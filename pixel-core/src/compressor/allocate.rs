@@ -1,0 +1,231 @@
+//! A rate for each tensor under a mean: measured losses, a Lagrangian, and a recipe that says what came out.
+
+use super::plan::{Plan, PlanItem, matrix_of};
+use super::progress::Progress;
+use super::workers;
+use crate::allocation::{Choice, allocate};
+use crate::archive::Checkpoint;
+use crate::archive::error::ArchiveError;
+use crate::calibration::{Calibration, Weighting};
+use crate::codec::CodecSpec;
+use crate::encode::PreparedInputs;
+use crate::matrix::{Matrix, Shape};
+use crate::metrics::bits_per_weight;
+use crate::packed::stored_streams;
+use crate::protected::largest_columns;
+use crate::recipe::{Decision, Recipe, Rule, Treatment};
+use serde::Serialize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Rows of a tensor that are coded at every rate: four bands of the tallest tile.
+const SAMPLE_ROWS: usize = 128;
+
+/// What the mean is taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// The weights of layers that are compressed: codes, scales and padding of these.
+    #[default]
+    Layers,
+    /// Everything in the weight files: embeddings, tensors stored as they are, headers.
+    All,
+}
+
+/// What an allocation came to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Allocation {
+    /// The recipe with a rule for each tensor whose rate was chosen.
+    #[serde(skip)]
+    pub recipe: Recipe,
+    /// The tensors whose rates were chosen, by name.
+    pub tensors: Vec<AllocatedTensor>,
+    /// Bits per weight over the scope, everything stored for it.
+    pub mean_bits: f64,
+    /// The sum of the tensors' losses.
+    pub loss: f64,
+    /// The same if one rate for all took as many bytes, interpolated between the rates that there are.
+    pub uniform_loss: Option<f64>,
+}
+
+/// The rate of one tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AllocatedTensor {
+    /// The tensor.
+    pub name: String,
+    /// The codec with its rate.
+    pub codec: String,
+    /// Weights of the tensor.
+    pub weights: u64,
+    /// Bytes stored.
+    pub bytes: u64,
+    /// The predicted loss: half the error of the outputs weighted by gradients where the calibration is so weighted, in
+    /// nats a token for a language model; the relative error of the outputs times the number of weights otherwise.
+    pub loss: f64,
+}
+
+/// The choices of a tensor.
+struct Measured {
+    item: PlanItem,
+    specs: Vec<CodecSpec>,
+    choices: Vec<Choice>,
+}
+
+/// Chooses a rate for each layer that `recipe` compresses and no rule of it names, so that the sum of the losses that
+/// `calibration` predicts is least under a mean of `target_bits` over `scope`.
+///
+/// Every rate of the layers' codec is tried on rows of every tensor, with error feedback; nothing is random, so the same
+/// input gives the same recipe.
+///
+/// # Errors
+/// [`ArchiveError::Budget`] if the smallest rates exceed it; [`ArchiveError`] as for a run.
+pub fn allocate_rates(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    calibration: &Arc<Calibration>,
+    target_bits: f64,
+    scope: Scope,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Allocation, ArchiveError> {
+    let compiled = recipe.clone().compile()?;
+    let plan = Plan::new(checkpoint, &compiled)?.with_calibration(checkpoint, Arc::clone(calibration))?;
+    let layers: Vec<&PlanItem> =
+        plan.items().iter().filter(|item| is_compressed(item) && !compiled.is_embedding(&item.name)).collect();
+    let mut free: Vec<&PlanItem> =
+        layers.iter().copied().filter(|item| plan.has_feedback(item) && !compiled.has_rule(&item.name)).collect();
+    free.sort_by_key(|item| std::cmp::Reverse(item.num_weights()));
+
+    let measured = Mutex::new(Vec::new());
+    workers::run(threads, &free, checkpoint.root(), progress, |item| {
+        let found = measure(checkpoint, &plan, calibration, item)?;
+        measured.lock().unwrap_or_else(PoisonError::into_inner).push(found);
+        progress.tensor_done(&item.name, item.num_weights());
+        Ok(())
+    })?;
+    let mut measured = measured.into_inner().unwrap_or_else(PoisonError::into_inner);
+    measured.sort_by(|a, b| a.item.name.cmp(&b.item.name));
+
+    let free_bytes: u64 = free.iter().map(|item| item.stored_bytes).sum();
+    let (weights, all_bytes) = match scope {
+        Scope::Layers => (layers.iter().map(|i| i.num_weights()).sum(), layers.iter().map(|i| i.stored_bytes).sum()),
+        Scope::All => (plan.items().iter().map(PlanItem::num_weights).sum::<u64>(), plan.stored_bytes()),
+    };
+    let fixed_bytes = all_bytes - free_bytes;
+    let budget = (target_bits * weights as f64 / 8.0).floor() as u64;
+    let choices: Vec<Vec<Choice>> = measured.iter().map(|tensor| tensor.choices.clone()).collect();
+    let picks = budget.checked_sub(fixed_bytes).and_then(|budget| allocate(&choices, budget));
+    let picks = picks.ok_or_else(|| {
+        let smallest = choices.iter().filter_map(|c| c.iter().map(|c| c.bytes).min()).sum::<u64>() + fixed_bytes;
+        ArchiveError::Budget { target: target_bits, smallest: bits_per_weight(smallest, weights) }
+    })?;
+    let chosen = || picks.iter().zip(&choices).map(|(&pick, choices)| choices[pick]);
+    let bytes: u64 = chosen().map(|choice| choice.bytes).sum();
+    let mut recipe = recipe.clone();
+    recipe.rules.extend(picks.iter().zip(&measured).map(|(&pick, tensor)| Rule {
+        pattern: format!("^{}$", regex::escape(&tensor.item.name)),
+        treatment: Treatment { bits: Some(tensor.specs[pick].bits), ..Default::default() },
+    }));
+    let tensors = picks.iter().zip(&measured).map(|(&pick, tensor)| AllocatedTensor {
+        name: tensor.item.name.clone(),
+        codec: tensor.specs[pick].to_string(),
+        weights: tensor.item.num_weights(),
+        bytes: tensor.choices[pick].bytes,
+        loss: tensor.choices[pick].loss,
+    });
+    Ok(Allocation {
+        recipe,
+        tensors: tensors.collect(),
+        mean_bits: bits_per_weight(fixed_bytes + bytes, weights),
+        loss: chosen().map(|choice| choice.loss).sum(),
+        uniform_loss: uniform_loss(&choices, bytes),
+    })
+}
+
+impl Allocation {
+    /// The recipe as TOML, with what was predicted for each tensor in comments.
+    pub fn to_toml(&self) -> String {
+        let mut text = format!(
+            "# Rates chosen for a mean of {:.4} bits a weight; predicted loss {:.6}{}.\n",
+            self.mean_bits,
+            self.loss,
+            self.uniform_loss.map_or(String::new(), |loss| format!(", {loss:.6} with one rate for all"))
+        );
+        const RULE: &str = "[[rule]]\n";
+        let recipe = self.recipe.to_toml();
+        let mut parts = recipe.split(RULE);
+        text += parts.next().unwrap_or_default();
+        // The rules that were there before come first, and those of the tensors in their order.
+        let before = self.recipe.rules.len() - self.tensors.len();
+        for (i, rule) in parts.enumerate() {
+            if let Some(tensor) = i.checked_sub(before).map(|i| &self.tensors[i]) {
+                let share = 100.0 * tensor.loss / self.loss;
+                text += &format!("# predicted loss {:.3e}, {share:.1} % of all\n", tensor.loss);
+            }
+            text += RULE;
+            text += rule;
+        }
+        text
+    }
+}
+
+fn is_compressed(item: &PlanItem) -> bool {
+    matches!(item.decision, Decision::Compress { .. })
+}
+
+/// The loss of a tensor at every rate of its codec.
+fn measure(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    calibration: &Calibration,
+    item: &PlanItem,
+) -> Result<Measured, ArchiveError> {
+    let Decision::Compress { codec, rotation, protect, .. } = &item.decision else {
+        unreachable!("only compressed tensors")
+    };
+    let info = checkpoint.info(&item.name)?;
+    let weight_error =
+        |source| ArchiveError::Weight { path: checkpoint.path_of(info).to_owned(), tensor: item.name.clone(), source };
+    let (shape, _) = matrix_of(checkpoint, item)?;
+    let weight = Matrix::new(shape, checkpoint.to_f32(&item.name)?).map_err(|e| weight_error(e.into()))?;
+    let sample = spread_rows(&weight).map_err(|e| weight_error(e.into()))?;
+    let moments = calibration.moments(&item.name)?.expect("only calibrated tensors are measured");
+    let width = codec.build()?.block_width(sample.shape());
+    let columns = largest_columns(weight.as_ref(), Some(&moments), *protect);
+    let inputs = PreparedInputs::protecting(moments, *rotation, width, plan.feedback(), columns);
+    let power = inputs.output_power(weight).map_err(weight_error)?;
+    let (mut specs, mut choices) = (Vec::new(), Vec::new());
+    for &bits in codec.family()?.rates() {
+        let spec = CodecSpec { bits, ..codec.clone() };
+        let bytes = stored_streams(&spec, shape, *protect)?.iter().map(|stream| stream.num_bytes() as u64).sum();
+        let (_, outcome) = inputs.compress(sample.clone(), &spec).map_err(weight_error)?;
+        let relative = outcome.output.map_or(0.0, |output| output.sums.relative_mse());
+        let loss = match calibration.description().weighting {
+            Weighting::Uniform => relative * item.num_weights() as f64,
+            Weighting::Gradient => 0.5 * relative * power,
+        };
+        specs.push(spec);
+        choices.push(Choice { bytes, loss });
+    }
+    Ok(Measured { item: item.clone(), specs, choices })
+}
+
+/// Some rows of a weight, evenly spread.
+fn spread_rows(weight: &Matrix) -> Result<Matrix, crate::error::ShapeError> {
+    let (m, n) = (weight.shape().d_output(), weight.shape().d_input());
+    let rows = m.min(SAMPLE_ROWS);
+    let data = (0..rows).flat_map(|i| weight.as_ref().row(i * m / rows)).copied().collect();
+    Matrix::new(Shape::new(rows, n)?, data)
+}
+
+/// The loss of one rate for all at `bytes`, its logarithm interpolated between the rates below and above; `None` outside.
+fn uniform_loss(tensors: &[Vec<Choice>], bytes: u64) -> Option<f64> {
+    let rates = tensors.iter().map(Vec::len).min()?;
+    let sums = |rate: usize| {
+        let of_rate = || tensors.iter().map(|choices| choices[rate]);
+        (of_rate().map(|c| c.bytes).sum::<u64>() as f64, of_rate().map(|c| c.loss).sum::<f64>().ln())
+    };
+    let points: Vec<(f64, f64)> = (0..rates).map(sums).collect();
+    let bytes = bytes as f64;
+    let [(x0, y0), (x1, y1)] = *points.windows(2).find(|w| w[0].0 <= bytes && bytes <= w[1].0)? else { return None };
+    Some((y0 + (y1 - y0) * (bytes - x0) / (x1 - x0).max(1.0)).exp())
+}
