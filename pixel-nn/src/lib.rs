@@ -34,10 +34,13 @@
 //! measured for speed yet.
 
 pub mod attention;
+pub mod calibration;
 mod dense;
 mod embedding;
 mod error;
 mod linear;
+#[cfg(feature = "models")]
+pub mod models;
 pub mod projection;
 pub mod replace;
 mod synthesis;
@@ -54,4 +57,4 @@ pub use replace::{
     restore_dense,
 };
 pub use synthesis::{SynthesisMode, WeightCache};
-pub use weight::PatternWeight;
+pub use weight::{PatternWeight, ProtectedParams};

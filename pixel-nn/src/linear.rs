@@ -1,5 +1,6 @@
 //! A linear layer whose weight is patterns.
 
+use crate::calibration;
 use crate::dense::PixelModule;
 use crate::error::LayerError;
 use crate::synthesis::SynthesisMode;
@@ -226,19 +227,22 @@ impl PIXELLinear {
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         let d_input = self.d_input();
         assert_shape!(input, [.., d_input]);
+        let weight = self.weight.codes().id;
+        calibration::observe(weight, &input);
         let mut output = self.weight.linear(input.clone(), &self.synthesis);
         if let Some(LowRank { down, up }) = &self.low_rank {
             let dtype = output.dtype();
             let inner = burn::tensor::module::linear(input, down.val().cast(dtype), None);
             output = output + burn::tensor::module::linear(inner, up.val().cast(dtype), None);
         }
-        match &self.bias {
+        let output = match &self.bias {
             None => output,
             Some(bias) => {
                 let bias = bias.val().cast(output.dtype()).unsqueeze();
                 output + bias
             }
-        }
+        };
+        calibration::tap(weight, output)
     }
 }
 

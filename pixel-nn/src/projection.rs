@@ -1,5 +1,6 @@
 //! The affine map that an attention applies, whatever its weight is stored as.
 
+use crate::calibration;
 use crate::dense::PixelModule;
 use crate::error::LayerError;
 use crate::linear::PIXELLinear;
@@ -34,7 +35,10 @@ impl Projection {
     /// If the last axis of `input` is not [`d_input`](Self::d_input).
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         match self {
-            Self::Dense(linear) => linear.forward(input),
+            Self::Dense(linear) => {
+                calibration::observe(linear.weight.id, &input);
+                calibration::tap(linear.weight.id, linear.forward(input))
+            }
             Self::Pixel(linear) => linear.forward(input),
         }
     }

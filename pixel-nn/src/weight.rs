@@ -4,7 +4,7 @@ use crate::error::LayerError;
 use crate::synthesis::{Slot, SynthesisMode};
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Distribution, Int, Tensor};
-use pixel_core::backend::{PatternTensors, RotationTensors, check_device};
+use pixel_core::backend::{PatternTensors, ProtectedTensors, RotationTensors, check_device};
 use pixel_core::codec::CodecLayout;
 use pixel_core::metrics::bits_per_weight;
 use pixel_core::packed::spec_streams;
@@ -23,9 +23,19 @@ pub struct PatternWeight {
     scales: Param<Tensor<2>>,
     dictionary: Param<Tensor<1>>,
     rotation: Option<RotationTensors>,
+    protected: Option<ProtectedParams>,
     slot: Slot,
     #[module(skip)]
     form: Arc<Form>,
+}
+
+/// Columns of a weight that are not taken from the codes. Which they are is constant; their values may be trained.
+#[derive(Module, Debug)]
+pub struct ProtectedParams {
+    /// Column numbers, ascending, `[k]`.
+    pub columns: Param<Tensor<1, Int>>,
+    /// `[d_output, k]`.
+    pub values: Param<Tensor<2>>,
 }
 
 /// What never changes about a weight.
@@ -49,6 +59,10 @@ impl PatternWeight {
             scales: Param::from_tensor(tensors.scales),
             dictionary: Param::from_tensor(tensors.dictionary),
             rotation: tensors.rotation,
+            protected: tensors.protected.map(|ProtectedTensors { columns, values }| ProtectedParams {
+                columns: Param::initialized(ParamId::new(), columns),
+                values: Param::from_tensor(values),
+            }),
             slot: Slot::default(),
             form: Arc::new(form),
         })
@@ -67,7 +81,8 @@ impl PatternWeight {
         device: &Device,
     ) -> Result<Self, LayerError> {
         check_device(device)?;
-        let header = PackedHeader { shape, codec: spec.clone(), rotation, exponent: exponent_of(deviation) };
+        let exponent = exponent_of(deviation);
+        let header = PackedHeader { shape, codec: spec.clone(), rotation, exponent, protected: 0 };
         let stored: usize = spec_streams(spec, shape)?.iter().map(|stream| stream.num_bytes()).sum();
         // Two draws of sixteen bits a word: every backend holds them exactly.
         let draws = Tensor::<1>::random([stored / 2 + 2], Distribution::Uniform(0.0, 65536.0), (device, DType::F32));
@@ -81,7 +96,7 @@ impl PatternWeight {
         Self::from_packed(&packed, device)
     }
 
-    /// Back to the packed form, for an archive. Scales are rounded to F16.
+    /// Back to the packed form, for an archive. Scales and protected columns are rounded to F16.
     ///
     /// # Errors
     /// [`LayerError::Backend`] if training changed a part of the dictionary that archives do not hold, or a scale does not
@@ -103,6 +118,11 @@ impl PatternWeight {
     /// The values that the codes select from.
     pub fn dictionary(&self) -> &Param<Tensor<1>> {
         &self.dictionary
+    }
+
+    /// The protected columns, if there are any.
+    pub fn protected(&self) -> Option<&ProtectedParams> {
+        self.protected.as_ref()
     }
 
     /// The same weight with other scales.
@@ -129,7 +149,7 @@ impl PatternWeight {
         self
     }
 
-    /// Shape, codec, rotation and exponent.
+    /// Shape, codec, rotation, exponent, and how many columns are protected.
     pub fn header(&self) -> &PackedHeader {
         &self.form.header
     }
@@ -154,7 +174,8 @@ impl PatternWeight {
         self.form.stored_bytes
     }
 
-    /// Bytes that it holds on its device: codes as stored, scales and dictionary in F32, the tables of the rotation.
+    /// Bytes that it holds on its device: codes as stored, scales, dictionary and protected columns in F32, the tables of
+    /// the rotation.
     pub fn device_bytes(&self) -> usize {
         self.tensors().num_bytes()
     }
@@ -167,6 +188,10 @@ impl PatternWeight {
             scales: self.scales.val(),
             dictionary: self.dictionary.val(),
             rotation: self.rotation.clone(),
+            protected: self
+                .protected
+                .as_ref()
+                .map(|protected| ProtectedTensors { columns: protected.columns.val(), values: protected.values.val() }),
         }
     }
 
@@ -178,9 +203,14 @@ impl PatternWeight {
         match self.cached(&x.device(), mode) {
             None => self.tensors().linear(x),
             Some(weight) => {
-                // In f32 as on demand, whatever the type of `x`.
-                let dtype = x.dtype();
-                burn::tensor::module::linear(x.cast(DType::F32), weight.transpose(), None).cast(dtype)
+                // In f32 as on demand, whatever the type of `x`; with two axes, since Flex copies a transposed weight in
+                // every product of more.
+                let (dtype, mut dims) = (x.dtype(), x.dims());
+                let d_input = dims[D - 1];
+                let rows = dims.iter().product::<usize>() / d_input.max(1);
+                dims[D - 1] = self.shape().d_output();
+                let x = x.cast(DType::F32).reshape([rows, d_input]);
+                x.matmul(weight.transpose()).reshape(dims).cast(dtype)
             }
         }
     }

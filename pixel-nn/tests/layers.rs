@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 use pixel_core::archive::{Archive, Checkpoint};
 use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint};
 use pixel_core::recipe::Recipe;
-use pixel_core::{CodecSpec, Matrix, Shape, compress_owned};
+use pixel_core::{CodecSpec, EncodeOptions, Matrix, PackedWeight, Shape, compress, compress_owned};
 use pixel_nn::{
     LayerError, LowRank, PIXELAttentionConfig, PIXELEmbedding, PIXELEmbeddingConfig, PIXELLinear, PIXELLinearConfig,
     PixelModule, SynthesisMode, WeightCache,
@@ -122,6 +122,65 @@ fn a_record_restores_codes_scales_and_dictionary() {
         let path = folder.path().join("layer");
         layer.clone().save_file(&path).unwrap();
         assert_eq!(host(fresh().load_file(&path).forward(x.clone())), host(layer.forward(x)), "{text}");
+    }
+}
+
+/// A weight `[d_output, d_input]` with four protected columns, `seed` apart from others.
+fn protected(text: &str, shape: [usize; 2], seed: u64) -> PackedWeight {
+    Device::flex().seed(seed);
+    let values = host(normal(shape));
+    let matrix = Matrix::new(Shape::new(shape[0], shape[1]).unwrap(), values).unwrap();
+    let options = EncodeOptions { rotation: Some(5), protect: 4, ..Default::default() };
+    compress(matrix, &codec(text), None, options).unwrap().0
+}
+
+#[test]
+fn layers_with_protected_columns_are_their_packed_weight() {
+    let device = Device::flex();
+    for text in CODECS {
+        let packed = protected(text, [40, 48], 1);
+        let dense = packed.synthesize();
+        let dense = Tensor::<2>::from_data(burn::tensor::TensorData::new(dense.into_vec(), [40, 48]), &device);
+        let layer = PIXELLinear::from_packed(&packed, None, &device).unwrap();
+        let x = normal([2, 3, 48]);
+        let expected = x.clone().matmul(dense.clone().transpose().unsqueeze());
+        assert!(distance(layer.forward(x.clone()), expected.clone()) < 1e-5, "{text}");
+        assert!(distance(layer.to_dense().forward(x.clone()), expected.clone()) < 1e-5, "{text}");
+        let cached = layer.clone().with_synthesis(SynthesisMode::Cached(WeightCache::new(1 << 20)));
+        assert!(distance(cached.forward(x), expected) < 1e-5, "{text}");
+        // Values are parameters; columns and values are counted.
+        let plain = PIXELLinear::from_packed(&compress_owned_of(&packed), None, &device).unwrap();
+        assert_eq!(layer.num_params(), plain.num_params() + 40 * 4, "{text}");
+        assert_eq!(layer.stored_bytes(), plain.stored_bytes() + 4 * 4 + 40 * 4 * 2, "{text}");
+        assert_eq!(layer.weight.device_bytes(), plain.weight.device_bytes() + 4 * 4 + 40 * 4 * 4, "{text}");
+        assert!(layer.weight.to_packed().unwrap().streams().eq(packed.streams()), "{text}");
+
+        let table = PIXELEmbedding::from_packed(&packed, &device).unwrap();
+        let tokens = Tensor::<2, Int>::from_data([[7, 0, 7], [39, 1, 2]], &device);
+        let rows = dense.select(0, tokens.clone().reshape([6])).reshape([2, 3, 48]);
+        assert!(distance(table.forward(tokens), rows) < 1e-5, "{text}");
+    }
+}
+
+/// The same weight coded without protected columns.
+fn compress_owned_of(packed: &PackedWeight) -> PackedWeight {
+    let header = packed.header();
+    compress_owned(packed.synthesize(), &header.codec, header.rotation).unwrap().0
+}
+
+#[test]
+fn a_record_restores_protected_columns() {
+    let device = Device::flex();
+    for text in CODECS {
+        let layer = |seed| PIXELLinear::from_packed(&protected(text, [40, 48], seed), None, &device).unwrap();
+        let (layer, other) = (layer(1), layer(2));
+        let columns = |layer: &PIXELLinear| layer.weight.to_packed().unwrap().protected().columns().to_vec();
+        assert_ne!(columns(&layer), columns(&other), "{text}");
+        let bytes = layer.clone().into_record().into_bytes().unwrap();
+        let loaded = other.load_record(ModuleRecord::from_bytes(bytes).unwrap());
+        let x = normal([3, 48]);
+        assert_eq!(host(loaded.forward(x.clone())), host(layer.forward(x)), "{text}");
+        assert_eq!(columns(&layer), columns(&loaded), "{text}");
     }
 }
 

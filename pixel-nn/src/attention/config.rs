@@ -49,6 +49,11 @@ pub struct PIXELAttentionConfig {
     /// It belongs to the configuration because a decoder that forgets it in one call sees the future in silence.
     #[config(default = false)]
     pub causal: bool,
+    /// The number of keys that a query of a causal attention sees at most, its own among them: the query at position `p`
+    /// sees the keys at `p − window + 1..=p`. `None` is no limit.
+    ///
+    /// Source: Jiang et al., Mistral 7B, <https://arxiv.org/abs/2310.06825>, section 2.
+    pub window: Option<usize>,
     /// Rotary positions; `None` leaves the order of the tokens to the caller.
     pub rotary: Option<RotaryConfig>,
     /// The ε of an RMS norm over each head's query and key, before positions are applied; `None` is no norm.
@@ -106,6 +111,12 @@ pub enum AttentionConfigError {
         /// The number of key and value heads.
         n_kv_heads: usize,
     },
+    /// A window is counted back from a query's own place, which only causal attention has.
+    #[error("window = {window} needs causal attention, got causal = false")]
+    WindowNotCausal {
+        /// The number of keys in sight.
+        window: usize,
+    },
     /// Rotary positions turn pairs of values, and a value is left over.
     #[error("rotary positions need an even head size, got d_head = {d_head}")]
     OddRotaryHead {
@@ -143,6 +154,7 @@ impl PIXELAttentionConfig {
             ("n_heads", self.n_heads),
             ("n_kv_heads", self.n_kv_heads),
             ("d_head", self.d_head.unwrap_or(1)),
+            ("window", self.window.unwrap_or(1)),
         ];
         if let Some((field, _)) = sizes.into_iter().find(|&(_, size)| size == 0) {
             return Err(AttentionConfigError::Zero { field });
@@ -153,6 +165,9 @@ impl PIXELAttentionConfig {
         }
         if !n_heads.is_multiple_of(n_kv_heads) {
             return Err(AttentionConfigError::HeadsNotDivisible { n_heads, n_kv_heads });
+        }
+        if let Some(window) = self.window.filter(|_| !self.causal) {
+            return Err(AttentionConfigError::WindowNotCausal { window });
         }
         in_range("dropout", self.dropout, (0.0..1.0).contains(&self.dropout), "[0, 1)")?;
         if let Some(epsilon) = self.qk_norm {
@@ -192,6 +207,7 @@ impl PIXELAttentionConfig {
             n_kv_heads: self.n_kv_heads,
             d_head,
             causal: self.causal,
+            window: self.window,
             quiet_softmax: self.quiet_softmax,
         }
     }
@@ -227,6 +243,8 @@ mod tests {
                 base.clone().with_d_head(Some(3)).with_rotary(Some(RotaryConfig::new())),
                 AttentionConfigError::OddRotaryHead { d_head: 3 },
             ),
+            (base.clone().with_causal(true).with_window(Some(0)), AttentionConfigError::Zero { field: "window" }),
+            (base.clone().with_window(Some(3)), AttentionConfigError::WindowNotCausal { window: 3 }),
             (base.clone().with_dropout(1.0), range("dropout", 1.0, "[0, 1)")),
             (base.clone().with_qk_norm(Some(0.0)), range("qk_norm", 0.0, "(0, ∞)")),
             (

@@ -8,7 +8,7 @@ use burn::tensor::{Bool, DType, Device, Tensor};
 pub(super) struct Masks {
     /// Each broadcasts to `[batch, n_heads, seq_q, seq_k]`.
     masks: Vec<Tensor<4, Bool>>,
-    /// Whether a query may be left without a key. A causal mask alone cannot: every token sees itself.
+    /// Whether a query may be left without a key. Causality and a window cannot: every token sees itself.
     may_hide_all: bool,
 }
 
@@ -18,6 +18,17 @@ impl Masks {
         // A single new token is the last one and sees everything.
         if seq_q > 1 {
             let mask = Tensor::<2, Bool>::tril_mask([seq_q, seq_k], start as i64, device);
+            self.masks.push(mask.reshape([1, 1, seq_q, seq_k]));
+        }
+        self
+    }
+
+    /// Hides the keys that lie `window` or more positions before each query, where query `i` stands at position
+    /// `start + i` of `seq_k`.
+    pub(super) fn window(mut self, window: usize, start: usize, [seq_q, seq_k]: [usize; 2], device: &Device) -> Self {
+        // The last query is the first to lose a key.
+        if start + seq_q > window {
+            let mask = Tensor::<2, Bool>::triu_mask([seq_q, seq_k], start as i64 - window as i64 + 1, device);
             self.masks.push(mask.reshape([1, 1, seq_q, seq_k]));
         }
         self
@@ -82,6 +93,18 @@ mod tests {
         let masks = Masks::default().causal(1, [2, 3], &device);
         let found = weights(masks, Tensor::zeros([1, 1, 2, 3], &device), false);
         assert_eq!(found, [0.5, 0.5, 0.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0]);
+    }
+
+    #[test]
+    fn a_window_moves_with_the_query() {
+        let device = Device::flex();
+        // Two queries at positions 2 and 3 of four keys, each of which sees its own and the one before.
+        let masks = Masks::default().causal(2, [2, 4], &device).window(2, 2, [2, 4], &device);
+        let found = weights(masks, Tensor::zeros([1, 1, 2, 4], &device), false);
+        assert_eq!(found, [0.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.5, 0.5]);
+
+        // As many keys as the window is wide: none is hidden, and no mask is made.
+        assert!(Masks::default().window(4, 2, [2, 4], &device).masks.is_empty());
     }
 
     #[test]

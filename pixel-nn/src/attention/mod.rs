@@ -31,9 +31,10 @@
 //! ```
 //!
 //! # Limits
-//! All scores of a call exist at once, `batch · n_heads · seq_q · seq_k` numbers. There is no sliding window, and a
-//! text padded on its left is turned as if the padding were tokens, which moves all its positions alike and so changes
-//! nothing: rotary attention reads differences of positions.
+//! All scores of a call exist at once, `batch · n_heads · seq_q · seq_k` numbers. A
+//! [window](PIXELAttentionConfig::window) hides keys, and neither the scores nor a cache become smaller by it. A text
+//! padded on its left is turned as if the padding were tokens, which moves all its positions alike and so changes nothing:
+//! rotary attention reads differences of positions.
 
 mod cache;
 mod config;
@@ -47,7 +48,7 @@ pub use rotary::{Rotary, RotaryConfig, RotaryScaling};
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::attention::MultiHeadAttention;
 use burn::nn::{Dropout, RmsNorm};
-use burn::tensor::{Bool, Tensor, assert_shape};
+use burn::tensor::{Bool, Device, Tensor, assert_shape};
 use mask::Masks;
 
 use crate::dense::PixelModule;
@@ -92,6 +93,8 @@ pub struct PIXELAttention {
     pub d_head: usize,
     /// Whether a query sees only keys at or before its own place.
     pub causal: bool,
+    /// The number of keys that a query sees at most, its own among them; read where `causal` is set.
+    pub window: Option<usize>,
     /// Whether a one is added to the denominator of the softmax.
     pub quiet_softmax: bool,
 }
@@ -169,6 +172,7 @@ impl PIXELAttention {
             n_kv_heads: attention.n_heads,
             d_head: attention.d_k,
             causal: false,
+            window: None,
             quiet_softmax: attention.quiet_softmax,
         }
     }
@@ -227,7 +231,7 @@ impl PIXELAttention {
         let mut masks = Masks::default().padding(input.mask_pad).attention(input.mask_attn);
         if self.causal {
             assert_eq!(seq_q, seq_k, "causal attention needs as many queries (left) as keys (right)");
-            masks = masks.causal(0, [seq_q, seq_k], &input.query.device());
+            masks = self.hide_by_position(masks, 0, [seq_q, seq_k], &input.query.device());
         }
         self.mix(self.heads(input.query, input.key, input.value, 0), masks)
     }
@@ -277,8 +281,14 @@ impl PIXELAttention {
 
         let Heads { query, key, value } = self.heads(tokens.clone(), tokens.clone(), tokens, start);
         let (key, value, padding) = cache.append(key, value, mask_pad);
-        let masks = Masks::default().padding(padding).causal(start, [seq, start + seq], &device);
+        let masks = self.hide_by_position(Masks::default().padding(padding), start, [seq, start + seq], &device);
         self.mix(Heads { query, key, value }, masks).context
+    }
+
+    /// Hides the keys behind each query, and those before its window.
+    fn hide_by_position(&self, masks: Masks, start: usize, shape: [usize; 2], device: &Device) -> Masks {
+        let masks = masks.causal(start, shape, device);
+        self.window.iter().fold(masks, |masks, &window| masks.window(window, start, shape, device))
     }
 
     /// Projects and splits into heads; norms and turns queries and keys, whose first token is at position `start`.
@@ -355,6 +365,7 @@ impl ModuleDisplay for PIXELAttention {
             .add("causal", &self.causal);
         // What most attentions lack is shown where it is there.
         let content = self.rotary.iter().fold(content, |content, rotary| content.add("rotary_theta", &rotary.theta()));
+        let content = self.window.iter().fold(content, |content, window| content.add("window", window));
         let content = self.query_norm.iter().fold(content, |content, norm| content.add("qk_norm", &norm.epsilon));
         content.add("dropout", &self.dropout.prob).add("quiet_softmax", &self.quiet_softmax).optional()
     }

@@ -1,0 +1,616 @@
+//! Calibration: what is collected is what the layers read, weighted as the formula says, whatever the number of passes;
+//! and what is collected of whole models makes compression better.
+#![cfg(feature = "flex")]
+
+use burn::module::{Module, ParamId};
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::activation::tanh;
+use burn::tensor::{Device, Distribution, Tensor};
+use pixel_core::Moments;
+use pixel_core::archive::ArchiveError;
+use pixel_core::calibration::{Calibration, Description, Source};
+use pixel_nn::calibration::{CalibrationError, CalibrationOptions, CalibrationProgress, calibrate, weight_paths};
+use pixel_nn::{PIXELLinear, Projection};
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// Query and key read the input, the output layer what comes of both.
+#[derive(Module, Debug)]
+struct Block {
+    query: Projection,
+    key: PIXELLinear,
+    output: Projection,
+}
+
+const D_INPUT: usize = 12;
+const D_INNER: usize = 10;
+const D_OUTPUT: usize = 7;
+
+fn dense(d_input: usize, d_output: usize) -> Linear {
+    LinearConfig::new(d_input, d_output).init(&Device::flex())
+}
+
+fn packed(linear: &Linear) -> PIXELLinear {
+    PIXELLinear::from_linear(linear, &"uniform:4:group=32".parse().unwrap(), 3).unwrap().0
+}
+
+impl Block {
+    fn new() -> Self {
+        Device::flex().seed(5);
+        Self {
+            query: dense(D_INPUT, D_INNER).into(),
+            key: packed(&dense(D_INPUT, D_INNER)),
+            output: packed(&dense(D_INNER, D_OUTPUT)).into(),
+        }
+    }
+
+    /// What the output layer reads.
+    fn inner<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        tanh(self.query.forward(x.clone()) * self.key.forward(x))
+    }
+
+    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.output.forward(self.inner(x))
+    }
+}
+
+/// Three batches `[2, 5, D_INPUT]`: 30 tokens, with a mean and with unequal powers.
+fn batches() -> Vec<Tensor<3>> {
+    let device = Device::flex();
+    device.seed(9);
+    let powers = Tensor::<1>::from_floats([1.0, 2.0, 0.1, 5.0, 1.0, 1.0, 0.3, 1.0, 3.0, 1.0, 1.0, 0.7], &device);
+    let batch = || Tensor::<3>::random([2, 5, D_INPUT], Distribution::Normal(0.4, 1.0), &device);
+    (0..3).map(|_| batch() * powers.clone().unsqueeze()).collect()
+}
+
+fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().unwrap()
+}
+
+/// Values of all batches, one after the other.
+fn all<const D: usize>(batches: &[Tensor<D>], of: impl Fn(Tensor<D>) -> Tensor<D>) -> Vec<f32> {
+    batches.iter().flat_map(|batch| host(of(batch.clone()))).collect()
+}
+
+/// A directory for one file of calibration.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.path().join("calibration.safetensors")
+    }
+
+    fn is_empty(&self) -> bool {
+        fs::read_dir(self.0.path()).unwrap().next().is_none()
+    }
+
+    fn open(&self) -> Calibration {
+        Calibration::open(&self.file()).unwrap()
+    }
+}
+
+/// Calibrates without a word.
+fn quietly<B>(
+    weights: &BTreeMap<ParamId, String>,
+    batches: &[B],
+    forward: impl FnMut(&B) -> Option<Tensor<1>>,
+    options: &CalibrationOptions,
+    output: &Path,
+) -> Result<Description, CalibrationError> {
+    calibrate(weights, batches, forward, options, output, &mut |_| {})
+}
+
+/// Runs the layers and asks for nothing.
+fn plain<B>(run: impl Fn(&B)) -> impl FnMut(&B) -> Option<Tensor<1>> {
+    move |batch| {
+        run(batch);
+        None
+    }
+}
+
+/// Asserts that the moments of `weight` are `expected`, to 10⁻⁵ of the largest.
+fn assert_moments(calibration: &Calibration, weight: &str, expected: &Moments) {
+    let found = calibration.moments(weight).unwrap().unwrap_or_else(|| panic!("{weight} was not seen"));
+    let n = expected.d_input();
+    assert_eq!(found.d_input(), n, "{weight}");
+    let places = || (0..n * n).map(|i| (i / n, i % n));
+    let largest = places().map(|(i, j)| expected.at(i, j).abs()).fold(0.0, f64::max);
+    assert!(largest > 0.0, "{weight}");
+    for (i, j) in places() {
+        let (found, expected) = (found.at(i, j), expected.at(i, j));
+        assert!((found - expected).abs() <= 1e-5 * largest, "{weight} at ({i}, {j}): {found}, expected {expected}");
+    }
+}
+
+/// The weights of each group, by the group's name.
+fn members(description: &Description) -> BTreeMap<&str, Vec<&str>> {
+    description
+        .groups
+        .iter()
+        .map(|(name, group)| (name.as_str(), group.weights.iter().map(String::as_str).collect()))
+        .collect()
+}
+
+#[test]
+fn the_moments_are_those_of_what_the_layers_read() {
+    let (block, batches, place) = (Block::new(), batches(), Place::new());
+    let source = Source { name: "noise".into(), blake3: "0".repeat(64), tokens: 30 };
+    let options = CalibrationOptions { sources: vec![source.clone()], ..CalibrationOptions::new() };
+    let forward = plain(|batch: &Tensor<3>| drop(block.forward(batch.clone())));
+    let description = quietly(&weight_paths(&block), &batches, forward, &options, &place.file()).unwrap();
+
+    let calibration = place.open();
+    assert_eq!(calibration.description(), &description);
+    assert_eq!(description.sources, [source]);
+    let inputs = all(&batches, |batch| batch);
+    for weight in ["query.weight", "key.weight"] {
+        assert_moments(&calibration, weight, &Moments::of_inputs(D_INPUT, &inputs));
+    }
+    let inner = all(&batches, |batch| block.inner(batch));
+    assert_moments(&calibration, "output.weight", &Moments::of_inputs(D_INNER, &inner));
+
+    let mean = calibration.mean("output.weight").unwrap().unwrap();
+    for (i, found) in mean.into_iter().enumerate() {
+        let expected = inner.iter().skip(i).step_by(D_INNER).sum::<f32>() / 30.0;
+        assert!((found - expected).abs() < 1e-5, "input {i}: {found}, expected {expected}");
+    }
+}
+
+#[test]
+fn layers_share_a_group_if_they_read_the_same() {
+    let (block, batches, place) = (Block::new(), batches(), Place::new());
+    let forward = plain(|batch: &Tensor<3>| drop(block.forward(batch.clone())));
+    let weights = weight_paths(&block);
+    let description = quietly(&weights, &batches, forward, &CalibrationOptions::new(), &place.file()).unwrap();
+    let expected = [("key.weight", vec!["key.weight", "query.weight"]), ("output.weight", vec!["output.weight"])];
+    assert_eq!(members(&description), expected.into());
+    assert!(description.groups.values().all(|group| group.tokens == 30), "{description:?}");
+}
+
+#[test]
+fn a_layer_that_sits_out_a_batch_does_not_share() {
+    // As experts do, of which each reads some of the tokens.
+    let experts = ["a", "b"].map(|name| (name, Projection::from(dense(D_INPUT, 4))));
+    let named =
+        |(name, expert): &(&str, Projection)| weight_paths(expert).into_keys().map(|id| (id, (*name).into())).next();
+    let weights: BTreeMap<ParamId, String> = experts.iter().filter_map(named).collect();
+    let (batches, place) = (batches().into_iter().enumerate().collect::<Vec<_>>(), Place::new());
+    let forward = plain(|(index, batch): &(usize, Tensor<3>)| {
+        let running = if *index == 0 { &experts[..1] } else { &experts[..] };
+        running.iter().for_each(|(_, expert)| drop(expert.forward(batch.clone())));
+    });
+    quietly(&weights, &batches, forward, &CalibrationOptions::new(), &place.file()).unwrap();
+    let calibration = place.open();
+    for (name, first, tokens) in [("a", 0, 30), ("b", 1, 20)] {
+        let inputs: Vec<f32> = batches[first..].iter().flat_map(|(_, batch)| host(batch.clone())).collect();
+        assert_moments(&calibration, name, &Moments::of_inputs(D_INPUT, &inputs));
+        assert_eq!(calibration.group(name).unwrap().tokens, tokens, "{name}");
+    }
+}
+
+#[test]
+fn a_layer_that_runs_twice_counts_twice() {
+    let layer = Projection::from(dense(D_INPUT, D_INPUT));
+    let (batches, place) = (batches(), Place::new());
+    let forward = plain(|batch: &Tensor<3>| drop(layer.forward(layer.forward(batch.clone()))));
+    let weights = weight_paths(&layer);
+    quietly(&weights, &batches, forward, &CalibrationOptions::new(), &place.file()).unwrap();
+    let mut inputs = all(&batches, |batch| batch);
+    inputs.extend(all(&batches, |batch| layer.forward(batch)));
+    let calibration = place.open();
+    assert_moments(&calibration, "weight", &Moments::of_inputs(D_INPUT, &inputs));
+    assert_eq!(calibration.group("weight").unwrap().tokens, 60);
+}
+
+#[test]
+fn a_weight_that_nothing_read_is_not_in_the_file() {
+    let (block, batches, place) = (Block::new(), batches(), Place::new());
+    let forward = plain(|batch: &Tensor<3>| drop(block.key.forward(batch.clone())));
+    let weights = weight_paths(&block);
+    let description = quietly(&weights, &batches, forward, &CalibrationOptions::new(), &place.file()).unwrap();
+    assert_eq!(members(&description), [("key.weight", vec!["key.weight"])].into());
+}
+
+#[test]
+fn passes_change_nothing() {
+    let (block, batches) = (Block::new(), batches());
+    let collect = |memory_bytes| {
+        let (place, mut seen) = (Place::new(), Vec::new());
+        let forward = plain(|batch: &Tensor<3>| drop(block.forward(batch.clone())));
+        let options = CalibrationOptions { memory_bytes, ..CalibrationOptions::new() };
+        calibrate(&weight_paths(&block), &batches, forward, &options, &place.file(), &mut |done| seen.push(done))
+            .unwrap();
+        (fs::read(place.file()).unwrap(), seen)
+    };
+    let progress = |passes| {
+        let done = move |pass| (1..=3).map(move |batch| CalibrationProgress { pass, passes, batch, batches: 3 });
+        (1..=passes).flat_map(done).collect::<Vec<_>>()
+    };
+    let (whole, seen) = collect(2 << 30);
+    assert_eq!(seen, progress(1));
+    // Less than any group needs: one of the two at a time.
+    let (parts, seen) = collect(1);
+    assert_eq!(seen, progress(2));
+    assert!(whole == parts, "the files differ");
+}
+
+#[test]
+fn paths_are_those_of_the_fields() {
+    #[derive(Module, Debug)]
+    struct Nested {
+        blocks: Vec<Block>,
+        head: Linear,
+    }
+    let model = Nested { blocks: vec![Block::new(), Block::new()], head: dense(3, 4) };
+    let mut found: Vec<String> = weight_paths(&model).into_values().collect();
+    found.sort();
+    let blocks = (0..2).flat_map(|i| ["key", "output", "query"].map(|layer| format!("blocks.{i}.{layer}.weight")));
+    let expected: Vec<String> = blocks.chain(["head.weight".to_owned()]).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn what_cannot_be_collected_is_refused() {
+    let (block, batches, place) = (Block::new(), batches(), Place::new());
+    let (weights, options) = (weight_paths(&block), CalibrationOptions::new());
+    let none: [Tensor<3>; 0] = [];
+    let error = quietly(&weights, &none, |_| panic!("a batch"), &options, &place.file()).unwrap_err();
+    assert!(matches!(error, CalibrationError::NoBatch), "{error}");
+    let error = quietly(&weights, &batches, |_| None, &options, &place.file()).unwrap_err();
+    assert!(matches!(error, CalibrationError::NothingSeen { weights: 3 }), "{error}");
+    assert!(place.is_empty());
+
+    fs::write(place.file(), "mine").unwrap();
+    let forward = || plain(|batch: &Tensor<3>| drop(block.forward(batch.clone())));
+    let error = quietly(&weights, &batches, forward(), &options, &place.file()).unwrap_err();
+    let CalibrationError::Archive(error) = error else { panic!("{error}") };
+    assert!(matches!(*error, ArchiveError::OutputExists { .. }), "{error}");
+    assert_eq!(fs::read(place.file()).unwrap(), b"mine");
+    let options = CalibrationOptions { overwrite: true, ..options };
+    quietly(&weights, &batches, forward(), &options, &place.file()).unwrap();
+    assert!(place.open().group("query.weight").is_some());
+}
+
+#[test]
+fn a_model_that_panics_leaves_nothing_behind() {
+    let (block, batches, place) = (Block::new(), batches(), Place::new());
+    let (weights, options) = (weight_paths(&block), CalibrationOptions::new());
+    let mut calls = 0;
+    let failing = |batch: &Tensor<3>| {
+        calls += 1;
+        block.forward(batch.clone());
+        assert!(calls < 3, "the model fails");
+        None
+    };
+    catch_unwind(AssertUnwindSafe(|| quietly(&weights, &batches, failing, &options, &place.file()))).unwrap_err();
+    assert!(place.is_empty());
+    // Nobody listens any more, and the next calibration may begin.
+    block.forward(batches[0].clone());
+    let forward = plain(|batch: &Tensor<3>| drop(block.forward(batch.clone())));
+    quietly(&weights, &batches, forward, &options, &place.file()).unwrap();
+}
+
+#[cfg(feature = "autodiff")]
+mod gradients {
+    use super::*;
+    use pixel_core::calibration::Weighting;
+
+    /// `loss = Σ c_j·y_j²` over all tokens, for `y = second(tanh(first(x)))`.
+    #[derive(Module, Debug)]
+    struct Mlp {
+        first: Projection,
+        second: Projection,
+    }
+
+    const COSTS: [f32; D_OUTPUT] = [0.5, 1.0, 3.0, 0.1, 2.0, 1.5, 0.7];
+
+    impl Mlp {
+        fn loss(&self, x: &Tensor<3>) -> Option<Tensor<1>> {
+            // Weights and taps are on the device with gradients, and so is what is computed with them.
+            let y = self.second.forward(tanh(self.first.forward(x.clone())));
+            let costs = Tensor::<1>::from_floats(COSTS, &y.device());
+            Some((y.square() * costs.unsqueeze()).sum())
+        }
+    }
+
+    fn options() -> CalibrationOptions {
+        CalibrationOptions { weighting: Weighting::Gradient, ..CalibrationOptions::new() }
+    }
+
+    /// `W·x + b` in f64, with `W` `[d_input, d_output]` as Burn stores it.
+    fn apply(linear: &Linear, x: &[f64]) -> Vec<f64> {
+        let bias = host(linear.bias.as_ref().unwrap().val());
+        let weight = host(linear.weight.val());
+        let mut y: Vec<f64> = bias.iter().map(|&b| f64::from(b)).collect();
+        for (row, x) in weight.chunks_exact(y.len()).zip(x) {
+            row.iter().zip(&mut y).for_each(|(&w, y)| *y += f64::from(w) * x);
+        }
+        y
+    }
+
+    /// `‖g‖²/d_output` of the outputs of both layers, for one token.
+    fn powers(first: &Linear, second: &Linear, x: &[f64]) -> [f64; 2] {
+        let h: Vec<f64> = apply(first, x).into_iter().map(f64::tanh).collect();
+        let y = apply(second, &h);
+        let g2: Vec<f64> = y.iter().zip(COSTS).map(|(y, c)| 2.0 * f64::from(c) * y).collect();
+        let weight = host(second.weight.val());
+        let back = weight.chunks_exact(D_OUTPUT).map(|row| row.iter().zip(&g2).map(|(&w, g)| f64::from(w) * g).sum());
+        let g1: Vec<f64> = back.zip(&h).map(|(sum, h): (f64, _)| sum * (1.0 - h * h)).collect();
+        [g1, g2].map(|g| g.iter().map(|g| g * g).sum::<f64>() / g.len() as f64)
+    }
+
+    /// `Σ w·x·xᵀ / tokens`.
+    fn weighted(d_input: usize, inputs: &[Vec<f64>], weights: &[f64]) -> Moments {
+        let triangle = (0..d_input).flat_map(|i| (0..=i).map(move |j| (i, j)));
+        let sum = |(i, j)| inputs.iter().zip(weights).map(|(x, w): (&Vec<f64>, _)| w * x[i] * x[j]).sum::<f64>();
+        Moments::from_lower_triangle(d_input, triangle.map(|place| sum(place) / inputs.len() as f64))
+    }
+
+    fn assert_weighted(first: Projection, second: Projection) {
+        let dense = |layer: &Projection| match layer.to_dense() {
+            Projection::Dense(linear) => linear,
+            other => panic!("{other:?} is dense"),
+        };
+        let linears = (dense(&first), dense(&second));
+        let (model, batches, place) = (Mlp { first, second }.train(), batches(), Place::new());
+        let weights = weight_paths(&model);
+        quietly(&weights, &batches, |batch| model.loss(batch), &options(), &place.file()).unwrap();
+
+        let inputs = all(&batches, |batch| batch);
+        let inputs: Vec<Vec<f64>> =
+            inputs.chunks_exact(D_INPUT).map(|x| x.iter().map(|&x| f64::from(x)).collect()).collect();
+        let inner: Vec<Vec<f64>> =
+            inputs.iter().map(|x| apply(&linears.0, x).into_iter().map(f64::tanh).collect()).collect();
+        let powers: Vec<[f64; 2]> = inputs.iter().map(|x| powers(&linears.0, &linears.1, x)).collect();
+        let of_layer = |layer: usize| powers.iter().map(|powers| powers[layer]).collect::<Vec<_>>();
+        let calibration = place.open();
+        assert_eq!(calibration.description().weighting, Weighting::Gradient);
+        assert_moments(&calibration, "first.weight", &weighted(D_INPUT, &inputs, &of_layer(0)));
+        assert_moments(&calibration, "second.weight", &weighted(D_INNER, &inner, &of_layer(1)));
+        assert_eq!(calibration.group("second.weight").unwrap().tokens, 30);
+    }
+
+    #[test]
+    fn tokens_weigh_by_the_power_of_their_gradients() {
+        Device::flex().seed(7);
+        assert_weighted(dense(D_INPUT, D_INNER).into(), dense(D_INNER, D_OUTPUT).into());
+    }
+
+    #[test]
+    fn packed_layers_have_gradients_too() {
+        Device::flex().seed(8);
+        assert_weighted(packed(&dense(D_INPUT, D_INNER)).into(), packed(&dense(D_INNER, D_OUTPUT)).into());
+    }
+
+    #[test]
+    fn each_weight_has_a_group_of_its_own() {
+        let (block, batches, place) = (Block::new().train(), batches(), Place::new());
+        let forward = |batch: &Tensor<3>| Some(block.forward(batch.clone()).sum());
+        let weights = weight_paths(&block);
+        let description = quietly(&weights, &batches, forward, &options(), &place.file()).unwrap();
+        let expected = ["key.weight", "output.weight", "query.weight"].map(|name| (name, vec![name]));
+        assert_eq!(members(&description), expected.into());
+    }
+
+    #[test]
+    fn passes_change_nothing() {
+        let (block, batches) = (Block::new().train(), batches());
+        let collect = |memory_bytes| {
+            let place = Place::new();
+            let forward = |batch: &Tensor<3>| Some(block.forward(batch.clone()).square().sum());
+            let options = CalibrationOptions { memory_bytes, ..options() };
+            quietly(&weight_paths(&block), &batches, forward, &options, &place.file()).unwrap();
+            fs::read(place.file()).unwrap()
+        };
+        assert!(collect(2 << 30) == collect(1), "the files differ");
+    }
+
+    #[test]
+    fn a_layer_may_sit_out_a_batch() {
+        Device::flex().seed(10);
+        let model = Mlp { first: dense(D_INPUT, D_OUTPUT).into(), second: dense(D_INPUT, D_OUTPUT).into() }.train();
+        let batches: Vec<_> = batches().into_iter().enumerate().collect();
+        let forward = |(index, batch): &(usize, Tensor<3>)| {
+            let layer = if *index == 1 { &model.second } else { &model.first };
+            Some(layer.forward(batch.clone()).square().sum())
+        };
+        let place = Place::new();
+        let options = CalibrationOptions { memory_bytes: 1, ..options() };
+        quietly(&weight_paths(&model), &batches, forward, &options, &place.file()).unwrap();
+        let tokens = |weight: &str| place.open().group(weight).unwrap().tokens;
+        assert_eq!((tokens("first.weight"), tokens("second.weight")), (20, 10));
+    }
+
+    #[test]
+    fn what_has_no_gradient_is_refused() {
+        let (model, batches, place) = (
+            Mlp { first: dense(D_INPUT, D_INNER).into(), second: dense(D_INNER, D_OUTPUT).into() },
+            batches(),
+            Place::new(),
+        );
+        let weights = weight_paths(&model);
+        let refuse = |forward: &dyn Fn(&Tensor<3>) -> Option<Tensor<1>>| {
+            let error = quietly(&weights, &batches, forward, &options(), &place.file()).unwrap_err();
+            assert!(place.is_empty(), "{error}");
+            error
+        };
+        // Not in training mode.
+        let error = refuse(&|batch| model.loss(batch));
+        assert!(matches!(&error, CalibrationError::NoGradient { weight } if weight == "first.weight"), "{error}");
+
+        let model = model.clone().train();
+        let error = refuse(&|batch| {
+            model.loss(batch);
+            None
+        });
+        assert!(matches!(error, CalibrationError::NoLoss { batch: 0 }), "{error}");
+        // The second layer runs, and the loss does not hang on it.
+        let error = refuse(&|batch| {
+            let h = model.first.forward(batch.clone());
+            model.second.forward(h.clone());
+            Some(h.sum())
+        });
+        assert!(matches!(&error, CalibrationError::NoGradient { weight } if weight == "second.weight"), "{error}");
+        // A loss that has left the graph.
+        let error = refuse(&|batch| Some(model.loss(batch)?.without_autodiff()));
+        assert!(matches!(&error, CalibrationError::NoGradient { weight } if weight == "first.weight"), "{error}");
+    }
+}
+
+#[cfg(all(feature = "models", feature = "autodiff"))]
+mod models {
+    use super::*;
+    use pixel_core::archive::{Archive, Checkpoint};
+    use pixel_core::calibration::Weighting;
+    use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint, decompress_archive};
+    use pixel_core::recipe::Recipe;
+    use pixel_core::{Matrix, Shape};
+    use pixel_nn::models::calibrate::{CalibrationTokens, calibrate_causal, calibrate_encoder};
+    use pixel_nn::models::{LoadOptions, load};
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    /// Layers at 2 bits, in models of a few thousand weights.
+    const RECIPE: &str = "min_weights = 1\n[default]\ncodec = 'trellis'\nbits = 2\noptions = { window = 10 }\n";
+
+    fn folder(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models").join(name)
+    }
+
+    /// Texts of 4 to 11 tokens, 600 in all, of the models' 48.
+    fn tokens() -> CalibrationTokens {
+        let text = |i: usize| (0..4 + i % 8).map(|j| ((i * i * 31 + j * j * 7 + i * j) % 48) as u32).collect();
+        let texts: Vec<Vec<u32>> = (0..80).map(text).collect();
+        CalibrationTokens { batch_tokens: 64, ..CalibrationTokens::texts(&texts, usize::MAX) }
+    }
+
+    /// Calibrates the model `name` on the tokens.
+    fn collect(name: &str, tokens: &CalibrationTokens, options: &CalibrationOptions, output: &Path) -> Description {
+        let model = load(folder(name), &LoadOptions::default(), &Device::flex()).unwrap();
+        let description = match name {
+            "bert" => calibrate_encoder(&model.into_encoder().unwrap(), tokens, options, output, &mut |_| {}),
+            _ => calibrate_causal(&model.into_causal().unwrap(), tokens, options, output, &mut |_| {}),
+        };
+        description.unwrap()
+    }
+
+    fn options(weighting: Weighting) -> CalibrationOptions {
+        CalibrationOptions { weighting, ..CalibrationOptions::new() }
+    }
+
+    /// The matrices of linear layers that the model runs.
+    fn linear_tensors(checkpoint: &Checkpoint) -> BTreeSet<String> {
+        let matrices = checkpoint.tensors().iter().filter(|(_, info)| info.shape.len() == 2);
+        let linear = |name: &&String| !name.contains("embed") && !name.contains("pooler");
+        matrices.map(|(name, _)| name).filter(linear).cloned().collect()
+    }
+
+    #[test]
+    fn the_linear_layers_of_a_model_are_seen_and_nothing_else() {
+        for (name, groups, layers) in [("llama", 8, 14), ("mistral_window", 9, 15), ("bert", 8, 12)] {
+            let checkpoint = Checkpoint::open(&folder(name)).unwrap();
+            let expected = linear_tensors(&checkpoint);
+            assert_eq!(expected.len(), layers, "{name}: {expected:?}");
+            for (weighting, groups) in [(Weighting::Uniform, groups), (Weighting::Gradient, layers)] {
+                let (place, tokens) = (Place::new(), tokens());
+                let description = collect(name, &tokens, &options(weighting), &place.file());
+                let found = members(&description).into_values().flatten().map(str::to_owned);
+                assert_eq!(found.collect::<BTreeSet<_>>(), expected, "{name}");
+                assert_eq!(description.groups.len(), groups, "{name}");
+                let all = |count: u64| count as usize == tokens.num_tokens();
+                assert!(description.groups.values().all(|group| all(group.tokens)), "{name}");
+                place.open().check(&checkpoint).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn batches_change_nothing() {
+        // What is drawn under gradient weighting does depend on them; the tests of `pixel calibrate` fix the seed, which
+        // is the process's.
+        let of = |name: &str, batch_tokens| {
+            let (place, tokens) = (Place::new(), CalibrationTokens { batch_tokens, ..tokens() });
+            collect(name, &tokens, &options(Weighting::Uniform), &place.file());
+            place.open()
+        };
+        for name in ["llama", "bert"] {
+            let (whole, parts) = (of(name, 1000), of(name, 1));
+            for weight in linear_tensors(&Checkpoint::open(&folder(name)).unwrap()) {
+                assert_moments(&parts, &weight, &whole.moments(&weight).unwrap().unwrap());
+            }
+        }
+    }
+
+    /// Compresses the model `name` to `output`, and returns the loss of each layer's outputs.
+    fn losses(
+        name: &str,
+        calibration: &Arc<Calibration>,
+        feedback: bool,
+        output: &Path,
+    ) -> BTreeMap<String, (f64, Option<f64>)> {
+        let checkpoint = Checkpoint::open(&folder(name)).unwrap();
+        let mut plan = Plan::new(&checkpoint, &Recipe::from_toml(RECIPE).unwrap().compile().unwrap()).unwrap();
+        if feedback {
+            plan = plan.with_calibration(&checkpoint, Arc::clone(calibration)).unwrap();
+        }
+        compress_checkpoint(&checkpoint, &plan, output, RunOptions::default(), &()).unwrap();
+        let (archive, dense) = (Archive::open(output).unwrap(), output.with_extension("dense"));
+        decompress_archive(&archive, &dense, None, RunOptions::default(), &()).unwrap();
+        let dense = Checkpoint::open(&dense).unwrap();
+        let matrix = |checkpoint: &Checkpoint, name: &str| {
+            let shape = &checkpoint.info(name).unwrap().shape;
+            Matrix::new(Shape::new(shape[0], shape[1]).unwrap(), checkpoint.to_f32(name).unwrap()).unwrap()
+        };
+        let loss = |weight: String| {
+            let moments = calibration.moments(&weight).unwrap().unwrap();
+            let (before, after) = (matrix(&checkpoint, &weight), matrix(&dense, &weight));
+            let loss = moments.output_error(before.as_ref(), after.as_ref()).relative_mse();
+            let stated = archive.entries()[&weight].manifest().output_loss;
+            (weight, (loss, stated))
+        };
+        linear_tensors(&checkpoint).into_iter().map(loss).collect()
+    }
+
+    #[test]
+    fn feedback_keeps_the_outputs_better() {
+        for name in ["llama", "bert"] {
+            for weighting in [Weighting::Uniform, Weighting::Gradient] {
+                let place = Place::new();
+                collect(name, &tokens(), &options(weighting), &place.file());
+                let calibration = Arc::new(place.open());
+                let path = |file: &str| place.0.path().join(file);
+                let without = losses(name, &calibration, false, &path("without"));
+                let with = losses(name, &calibration, true, &path("with"));
+                let mut logarithms = Vec::new();
+                for (weight, (loss, stated)) in &with {
+                    let stated = stated.expect("calibrated layers state their loss");
+                    assert!((stated / loss - 1.0).abs() < 1e-3, "{name}, {weight}: {stated}, found {loss}");
+                    let (before, unstated) = without[weight];
+                    assert_eq!(unstated, None, "{name}, {weight}");
+                    logarithms.push((loss / before).ln());
+                }
+                let worst = logarithms.iter().copied().fold(f64::MIN, f64::max).exp();
+                let mean = (logarithms.iter().sum::<f64>() / logarithms.len() as f64).exp();
+                assert!(mean < 0.75 && worst < 1.0, "{name}, {weighting:?}: {mean}, at worst {worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_are_spread_over_the_text() {
+        let text: Vec<u32> = (0..47).collect();
+        let chunks = |tokens, bos| CalibrationTokens::chunks(&text, 5, tokens, bos).unwrap().texts;
+        assert_eq!(chunks(11, None), [[0, 1, 2, 3, 4], [15, 16, 17, 18, 19], [30, 31, 32, 33, 34]]);
+        assert_eq!(chunks(10, Some(99)), [[99, 1, 2, 3, 4], [99, 21, 22, 23, 24]]);
+        assert_eq!(chunks(1000, None).len(), 9);
+        let error = CalibrationTokens::chunks(&text, 48, 100, None).unwrap_err();
+        assert_eq!(error.to_string(), "a chunk needs 48 tokens, the text has 47");
+    }
+}
