@@ -20,11 +20,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[cfg(feature = "models")]
+    Calibrate(commands::calibrate::Args),
     Compress(commands::compress::Args),
     Decompress(commands::decompress::Args),
     Inspect(commands::inspect::Args),
     Verify(commands::verify::Args),
     Diff(commands::diff::Args),
+    #[cfg(feature = "models")]
+    Eval(commands::eval::Args),
+    #[cfg(feature = "models")]
+    Run(commands::run::Args),
     /// List the codecs with their rates and options
     Codecs,
     /// Print a shell completion script
@@ -38,11 +44,17 @@ fn main() -> ExitCode {
     // A reader that stops early, such as `head`, is no error.
     sigpipe::reset();
     let result = match Cli::parse().command {
+        #[cfg(feature = "models")]
+        Command::Calibrate(args) => args.run(),
         Command::Compress(args) => args.run(),
         Command::Decompress(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Verify(args) => args.run(),
         Command::Diff(args) => args.run(),
+        #[cfg(feature = "models")]
+        Command::Eval(args) => args.run(),
+        #[cfg(feature = "models")]
+        Command::Run(args) => args.run(),
         Command::Codecs => commands::codecs::run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "pixel", &mut std::io::stdout());

@@ -1,7 +1,9 @@
 //! Tables and numbers as the commands print them.
 
+use anyhow::{Context, Result, bail};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::HumanBytes;
+use std::path::Path;
 
 /// A table with `columns`; those after the first `text_columns` are aligned to the right.
 pub(crate) fn table(columns: &[&str], text_columns: usize) -> Table {
@@ -34,4 +36,18 @@ pub(crate) fn error(relative_mse: f64) -> String {
         e if e < 1e-3 => format!("{e:.2e}"),
         e => format!("{e:.4}"),
     }
+}
+
+/// Writes a small text under its final name only when it is complete.
+pub(crate) fn write_new(path: &Path, text: &str, overwrite: bool) -> Result<()> {
+    if path.symlink_metadata().is_ok() && !overwrite {
+        bail!("{} exists; --overwrite replaces it", path.display());
+    }
+    let partial = path.with_extension(format!("{}.partial", std::process::id()));
+    let written = std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path));
+    if written.is_err() {
+        // Nothing can be done about a failure here; the name says that the file is partial.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written.with_context(|| format!("cannot write {}", path.display()))
 }

@@ -114,6 +114,27 @@ fn the_parts_that_inspect_lists_add_up_to_the_files() {
 }
 
 #[test]
+fn protected_columns_are_counted_listed_and_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    compress(dir.path(), "model", "plain", &[]).success();
+    let done = json(compress(dir.path(), "model", "small", &["--protect", "5", "--json"]).success());
+    let [plain, small] = ["plain", "small"].map(|name| json(pixel(&["inspect", name, "--json"], dir.path()).success()));
+    let line = |listing: &serde_json::Value, name: &str, what| listing["tensors"][name][what].as_u64().unwrap();
+    let layer = "layers.0.q_proj.weight";
+    // Five numbers, and five columns of 64 rows in F16.
+    assert_eq!(line(&small, layer, "bytes") - line(&plain, layer, "bytes"), 5 * 4 + 5 * 64 * 2);
+    assert_eq!((line(&small, layer, "protected"), line(&small, "embed_tokens.weight", "protected")), (5, 0));
+    pixel(&["inspect", "small"], dir.path()).success().stdout(contains("rotated, 5 columns protected"));
+    assert_eq!(done["report"]["weight_file_bytes"], size(&dir.path().join("small/model.safetensors")));
+    pixel(&["verify", "small", "--against", "model"], dir.path()).success();
+    pixel(&["decompress", "small", "dense"], dir.path()).success();
+    pixel(&["diff", "small", "dense"], dir.path()).success().stdout(contains("5 tensors are equal"));
+    let refused = compress(dir.path(), "model", "more", &["--protect", "96"]).code(2);
+    refused.stderr(contains("layers.0.q_proj.weight").and(contains("protect = 96 is outside 0..96")));
+}
+
+#[test]
 fn a_dry_run_writes_nothing_and_tells_the_exact_size() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path());

@@ -7,14 +7,18 @@ use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
 use pixel_core::CodecSpec;
 use pixel_core::archive::Checkpoint;
+use pixel_core::calibration::Calibration;
 use pixel_core::codec::FAMILIES;
-use pixel_core::compressor::{CompressionReport, Plan, Sample, compress_checkpoint, sample_errors};
+use pixel_core::compressor::{
+    CompressionReport, Plan, Sample, Scope, allocate_rates, compress_checkpoint, sample_errors,
+};
 use pixel_core::metrics::ErrorSums;
 use pixel_core::recipe::{Decision, Recipe, Rule, Treatment};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Tensors that a dry run takes rows from.
 const DRY_RUN_SAMPLES: usize = 12;
@@ -48,9 +52,28 @@ pub(crate) struct Args {
     /// Rotate before coding: auto (as the codec prefers), always, never
     #[arg(long, value_enum, default_value_t = Rotate::Auto)]
     rotate: Rotate,
+    /// Columns of each layer that are stored in F16 beside the codes: those with the most energy, by the calibration if
+    /// there is one
+    #[arg(long, value_name = "N")]
+    protect: Option<usize>,
     /// A recipe in TOML: treatments and an ordered list of regular expressions
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
+    /// What the layers read, from `pixel calibrate`: errors are fed back so that the layers' outputs change least
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Damping of error feedback, in units of the mean power of the inputs
+    #[arg(long, requires = "calibration")]
+    damping: Option<f64>,
+    /// Choose a rate for each layer so that this many bits a weight are stored on average, all counted
+    #[arg(long, value_name = "BITS", requires = "calibration", conflicts_with = "bits")]
+    target_bits: Option<f64>,
+    /// What --target-bits is the mean of
+    #[arg(long, value_enum, default_value_t = TargetScope::Layers, requires = "target_bits")]
+    target_scope: TargetScope,
+    /// Write the recipe with the rates that --target-bits chose, and their predicted losses
+    #[arg(long, value_name = "FILE", requires = "target_bits")]
+    save_recipe: Option<PathBuf>,
     /// Compress only tensors whose name matches; may be repeated
     #[arg(long, value_name = "REGEX")]
     include: Vec<String>,
@@ -77,15 +100,30 @@ enum Rotate {
     Never,
 }
 
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum TargetScope {
+    /// The layers that are compressed
+    Layers,
+    /// Everything in the weight files: embeddings, tensors stored as they are, headers
+    All,
+}
+
 impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let recipe = self.recipe()?;
+        let mut recipe = self.recipe()?;
         if self.print_recipe {
             print!("{}", recipe.to_toml());
             return Ok(ExitCode::SUCCESS);
         }
         let checkpoint = Checkpoint::open(&self.input)?;
-        let plan = Plan::new(&checkpoint, &recipe.compile()?)?;
+        let calibration = self.calibration.as_deref().map(Calibration::open).transpose()?.map(Arc::new);
+        if let (Some(target), Some(calibration)) = (self.target_bits, &calibration) {
+            recipe = self.allocate(&checkpoint, &recipe, calibration, target)?;
+        }
+        let mut plan = Plan::new(&checkpoint, &recipe.compile()?)?;
+        if let Some(calibration) = calibration {
+            plan = plan.with_calibration(&checkpoint, calibration)?;
+        }
         if plan.items().iter().all(|item| matches!(item.decision, Decision::Keep(_))) {
             bail!("{}: no tensor would be compressed; see --include, --exclude and the recipe", self.input.display());
         }
@@ -103,6 +141,49 @@ impl Args {
             (false, None) => bail!("OUT is missing"),
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The recipe with a rate for each layer.
+    fn allocate(
+        &self,
+        checkpoint: &Checkpoint,
+        recipe: &Recipe,
+        calibration: &Arc<Calibration>,
+        target: f64,
+    ) -> Result<Recipe> {
+        let scope = match self.target_scope {
+            TargetScope::Layers => Scope::Layers,
+            TargetScope::All => Scope::All,
+        };
+        if !self.run.quiet && !self.run.json {
+            eprintln!("measuring every layer at every rate");
+        }
+        let threads = self.run.threads;
+        let found = allocate_rates(checkpoint, recipe, calibration, target, scope, threads, &())?;
+        if let Some(path) = &self.save_recipe {
+            output::write_new(path, &found.to_toml(), self.run.options().overwrite)?;
+        }
+        if !self.run.quiet && !self.run.json {
+            let mut by_codec: BTreeMap<&str, (usize, u64, f64)> = BTreeMap::new();
+            for tensor in &found.tensors {
+                let group = by_codec.entry(&tensor.codec).or_default();
+                *group = (group.0 + 1, group.1 + tensor.weights, group.2 + tensor.loss);
+            }
+            let mut rates = table(&["rate", "tensors", "weights", "predicted loss"], 1);
+            for (codec, (tensors, weights, loss)) in by_codec {
+                rates.add_row([codec.to_owned(), tensors.to_string(), weights.to_string(), output::error(loss)]);
+            }
+            println!("{rates}");
+            let uniform = found.uniform_loss.map_or(String::new(), |loss| {
+                format!(
+                    "; one rate for all at that size: {}, {:+.0} %",
+                    output::error(loss),
+                    100.0 * (loss / found.loss - 1.0)
+                )
+            });
+            println!("mean {:.4} bits, predicted loss {}{uniform}", found.mean_bits, output::error(found.loss));
+        }
+        Ok(found.recipe)
     }
 
     /// The recipe file, if there is one, with the options of the command line laid over it.
@@ -132,6 +213,7 @@ impl Args {
             Rotate::Always => Some(true),
             Rotate::Never => Some(false),
         };
+        recipe.layers.protect = self.protect.or(recipe.layers.protect);
         match self.embeddings.as_deref() {
             None => {}
             Some("keep") => recipe.embeddings = Treatment { keep: Some(true), ..Default::default() },
@@ -143,6 +225,7 @@ impl Args {
             }
         }
         recipe.seed = self.seed.unwrap_or(recipe.seed);
+        recipe.damping = self.damping.unwrap_or(recipe.damping);
         if !self.include.is_empty() {
             recipe.layers.keep = Some(true);
             recipe.embeddings.keep = Some(true);
@@ -165,7 +248,7 @@ impl Args {
         if self.run.json {
             let samples: Vec<_> = samples
                 .iter()
-                .map(|s| json!({ "tensor": s.name, "codec": s.codec, "rows": s.rows, "relative_mse": s.error.relative_mse() }))
+                .map(|s| json!({ "tensor": s.name, "codec": s.codec, "rows": s.rows, "relative_mse": s.error.relative_mse(), "output_loss": s.output.map(|o| o.relative_mse()) }))
                 .collect();
             let report = json!({
                 "source_file_bytes": source,
@@ -193,11 +276,12 @@ impl Args {
             sizes.add_row([treatment, tensors.to_string(), weights.to_string(), bytes.to_string(), bits]);
         }
         println!("{sizes}");
-        let mut errors = table(&["sampled tensor", "codec", "rows", "relative MSE"], 2);
+        let mut errors = table(&["sampled tensor", "codec", "rows", "relative MSE", "output loss"], 2);
         let mut by_codec: BTreeMap<&str, ErrorSums> = BTreeMap::new();
         for s in samples {
             let rows = s.rows.to_string();
-            errors.add_row([s.name.as_str(), &s.codec, &rows, &output::error(s.error.relative_mse())]);
+            let output = s.output.map_or("-".to_owned(), |sums| output::error(sums.relative_mse()));
+            errors.add_row([s.name.as_str(), &s.codec, &rows, &output::error(s.error.relative_mse()), &output]);
             *by_codec.entry(&s.codec).or_default() += s.error;
         }
         println!("{errors}");
@@ -225,6 +309,8 @@ impl Args {
                         "stored_bytes": group.stored_bytes,
                         "bits_per_weight": group.bits_per_weight(),
                         "relative_mse": group.sums.relative_mse(),
+                        "calibrated": group.calibrated,
+                        "output_loss": (group.calibrated > 0).then_some(group.output_loss),
                     })
                 })
                 .collect();
@@ -238,7 +324,8 @@ impl Args {
             });
             println!("{summary:#}");
         } else if !self.run.quiet {
-            let mut groups = table(&["treatment", "tensors", "weights", "bytes", "bits/weight", "relative MSE"], 1);
+            let columns = ["treatment", "tensors", "weights", "bytes", "bits/weight", "relative MSE", "output loss"];
+            let mut groups = table(&columns, 1);
             for group in report.groups() {
                 groups.add_row([
                     group.treatment.clone(),
@@ -247,9 +334,14 @@ impl Args {
                     group.stored_bytes.to_string(),
                     format!("{:.4}", group.bits_per_weight()),
                     output::error(group.sums.relative_mse()),
+                    if group.calibrated > 0 { output::error(group.output_loss) } else { "-".to_owned() },
                 ]);
             }
             println!("{groups}");
+            for tensor in report.tensors.iter().filter(|tensor| tensor.damping_retries > 0) {
+                let (retries, damping) = (tensor.damping_retries, tensor.damping.unwrap_or_default());
+                println!("damping       {}: doubled {retries} times, to {damping:.3}", tensor.name);
+            }
             let (from, to) = (report.source_file_bytes, report.weight_file_bytes);
             println!(
                 "weight files  {} -> {}, {:.2}×",

@@ -1,9 +1,11 @@
 //! `pixel diff`.
 
 use crate::output::{self, table};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use pixel_core::archive::{Model, ModelTensor};
+use pixel_core::calibration::Calibration;
 use pixel_core::metrics::ErrorSums;
+use pixel_core::{MatrixRef, Shape};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -18,6 +20,13 @@ pub(crate) struct Args {
     a: PathBuf,
     /// The model to compare
     b: PathBuf,
+    /// What the layers read, from `pixel calibrate`: show the relative error of the layers' outputs as well. Collected on
+    /// texts that the compression has not seen, it is the held-out loss
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// List only tensors whose name matches
+    #[arg(long, value_name = "REGEX")]
+    include: Option<regex::Regex>,
     /// List equal tensors too
     #[arg(long)]
     all: bool,
@@ -46,18 +55,28 @@ struct Difference {
     b: Option<String>,
     a_bytes: Option<u64>,
     b_bytes: Option<u64>,
+    /// Relative error of the outputs, where the inputs are known.
+    output_loss: Option<f64>,
 }
 
 impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let (a, b) = (Model::open(&self.a)?, Model::open(&self.b)?);
         let (tensors_a, tensors_b) = (a.tensors(), b.tensors());
-        let names: BTreeSet<&String> = tensors_a.keys().chain(tensors_b.keys()).collect();
+        let calibration = self.calibration.as_deref().map(Calibration::open).transpose()?;
+        let wanted = |name: &&String| self.include.as_ref().is_none_or(|include| include.is_match(name));
+        let names: BTreeSet<&String> = tensors_a.keys().chain(tensors_b.keys()).filter(wanted).collect();
         let mut differences = BTreeMap::new();
         for name in names {
             let (in_a, in_b) = (tensors_a.get(name), tensors_b.get(name));
+            let status = compare(&a, &b, name, in_a, in_b)?;
+            let output_loss = match (&status, &calibration) {
+                (Status::Values { .. }, Some(calibration)) => output_loss(&a, &b, name, calibration)?,
+                _ => None,
+            };
             let difference = Difference {
-                status: compare(&a, &b, name, in_a, in_b)?,
+                status,
+                output_loss,
                 a: in_a.map(describe),
                 b: in_b.map(describe),
                 a_bytes: in_a.map(|tensor| tensor.stored_bytes),
@@ -77,6 +96,19 @@ impl Args {
         }
         Ok(if num_different == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// The relative error of the layer's outputs; `None` if its inputs are not known.
+fn output_loss(a: &Model, b: &Model, name: &str, calibration: &Calibration) -> Result<Option<f64>> {
+    let Some(moments) = calibration.moments(name)? else { return Ok(None) };
+    let shape = &a.tensors()[name].shape;
+    let shape = Shape::new(shape[0], shape[1])?;
+    let (original, reproduced) = (a.to_f32(name)?, b.to_f32(name)?);
+    if shape.d_input() != moments.d_input() {
+        bail!("{name} is {shape}, {} has inputs of width {}", calibration.path().display(), moments.d_input());
+    }
+    let sums = moments.output_error(MatrixRef::new(shape, &original)?, MatrixRef::new(shape, &reproduced)?);
+    Ok(Some(sums.relative_mse()))
 }
 
 fn describe(tensor: &ModelTensor) -> String {
@@ -113,7 +145,7 @@ fn compare(a: &Model, b: &Model, name: &str, in_a: Option<&ModelTensor>, in_b: O
 }
 
 fn print(differences: &BTreeMap<String, Difference>, equal: usize) {
-    let mut table = table(&["tensor", "A", "B", "A bytes", "B bytes", "relative MSE"], 3);
+    let mut table = table(&["tensor", "A", "B", "A bytes", "B bytes", "relative MSE", "output loss"], 3);
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     for (name, difference) in differences {
         let status = match &difference.status {
@@ -131,10 +163,16 @@ fn print(differences: &BTreeMap<String, Difference>, equal: usize) {
             or_dash(difference.a_bytes.map(|bytes| bytes.to_string())),
             or_dash(difference.b_bytes.map(|bytes| bytes.to_string())),
             status,
+            or_dash(difference.output_loss.map(output::error)),
         ]);
     }
     if !differences.is_empty() {
         println!("{table}");
+    }
+    let losses: Vec<f64> = differences.values().filter_map(|difference| difference.output_loss).collect();
+    if !losses.is_empty() {
+        let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+        println!("mean output loss of {} tensors: {}", losses.len(), output::error(mean));
     }
     println!("{equal} tensors are equal");
 }

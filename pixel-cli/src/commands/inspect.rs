@@ -29,6 +29,7 @@ struct Line {
     dtype: String,
     codec: Option<String>,
     rotated: Option<bool>,
+    protected: usize,
     bytes: u64,
     bits_per_weight: f64,
     relative_mse: Option<f64>,
@@ -73,6 +74,7 @@ fn archive_lines(archive: &Archive) -> BTreeMap<String, Line> {
             dtype: manifest.dtype.dtype().to_string(),
             codec: Some(manifest.codec.to_string()),
             rotated: Some(manifest.rotation.is_some()),
+            protected: manifest.protected,
             bytes: entry.num_bytes(),
             bits_per_weight: bits_per_weight(entry.num_bytes(), manifest.shape.num_weights() as u64),
             relative_mse: Some(manifest.relative_mse),
@@ -89,6 +91,7 @@ fn dense_lines(checkpoint: &Checkpoint) -> BTreeMap<String, Line> {
             dtype: info.dtype.to_string(),
             codec: None,
             rotated: None,
+            protected: 0,
             bytes: info.num_bytes(),
             bits_per_weight: bits_per_weight(info.num_bytes(), info.shape.iter().product::<usize>() as u64),
             relative_mse: None,
@@ -102,11 +105,14 @@ impl Listing {
     fn print(&self) {
         let mut table = table(&["tensor", "dtype", "codec", "shape", "bytes", "bits/weight", "relative MSE"], 3);
         for (name, line) in &self.tensors {
-            let codec = match (&line.codec, line.rotated) {
+            let mut codec = match (&line.codec, line.rotated) {
                 (Some(codec), Some(true)) => format!("{codec}, rotated"),
                 (Some(codec), _) => codec.clone(),
                 (None, _) => "as it was".into(),
             };
+            if line.protected > 0 {
+                codec += &format!(", {} columns protected", line.protected);
+            }
             table.add_row([
                 name.clone(),
                 line.dtype.clone(),

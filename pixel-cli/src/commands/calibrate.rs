@@ -1,0 +1,242 @@
+//! `pixel calibrate`.
+
+use super::model_args::{ModelArgs, tokenizer};
+use crate::output;
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pixel_core::archive::blake3_hex;
+use pixel_core::calibration::{Calibration, Description, Source, Weighting, merge};
+use pixel_nn::calibration::{CalibrationOptions, CalibrationProgress};
+use pixel_nn::models::LoadedModel;
+use pixel_nn::models::calibrate::{CalibrationTokens, calibrate_causal, calibrate_encoder};
+use pixel_nn::models::tokenizer::TextTokenizer;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Collect what a model's layers read, for `pixel compress --calibration`
+///
+/// MODEL is run on texts, and the second moments of each layer's inputs are written to a file. A decoder reads chunks of
+/// --context tokens, evenly spread over the texts; an encoder reads lines. Choose texts like those that the model will
+/// read: that matters more than their amount. Files collected on several machines are put together with --merge.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The model: a Hugging Face directory
+    #[arg(value_name = "MODEL", required_unless_present = "merge")]
+    model: Option<PathBuf>,
+    /// UTF-8 texts; of several files, each gives tokens by its length
+    #[arg(long, short, value_name = "FILE", num_args = 1.., required_unless_present = "merge")]
+    text: Vec<PathBuf>,
+    /// The calibration file to write
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+    /// Merge these calibration files of one model instead of running it
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["model", "text"])]
+    merge: Vec<PathBuf>,
+    /// Tokens to read, about; fewer if the texts have fewer
+    #[arg(long, default_value_t = 65536)]
+    tokens: usize,
+    /// Tokens of a chunk, or of a line at most
+    #[arg(long, default_value_t = 512)]
+    context: usize,
+    /// How much each token counts
+    #[arg(long, value_enum, default_value_t = WeightingArg::Gradient)]
+    weighting: WeightingArg,
+    /// Tokens run at a time
+    #[arg(long, default_value_t = 1024)]
+    batch_tokens: usize,
+    /// Memory for sums in MiB; what does not fit is collected in a further run over the texts
+    #[arg(long, value_name = "MIB", default_value_t = 4096)]
+    memory: u64,
+    /// Seed of what is drawn under gradient weighting
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Replace the output if it exists
+    #[arg(long)]
+    overwrite: bool,
+    /// Print a JSON report instead of text
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but errors
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    how: ModelArgs,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum WeightingArg {
+    /// By the gradient of the model's output in the layer's: what matters to the model counts more
+    Gradient,
+    /// The same for all
+    Uniform,
+}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let start = Instant::now();
+        let description = match &self.model {
+            Some(model) => self.collect(model)?,
+            None => {
+                let files = self.merge.iter().map(|path| Ok(Calibration::open(path)?)).collect::<Result<Vec<_>>>()?;
+                merge(&files, &self.output, self.overwrite)?
+            }
+        };
+        let bytes = std::fs::metadata(&self.output).map(|file| file.len()).unwrap_or_default();
+        self.print(&description, bytes, start.elapsed().as_secs_f64());
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn collect(&self, path: &Path) -> Result<Description> {
+        if self.context == 0 || self.batch_tokens == 0 || self.tokens == 0 {
+            bail!(
+                "--context {}, --batch-tokens {} and --tokens {} must be at least 1",
+                self.context,
+                self.batch_tokens,
+                self.tokens
+            );
+        }
+        let texts = self.text.iter().map(|path| Text::read(path)).collect::<Result<Vec<_>>>()?;
+        let model = self.how.load(path)?;
+        let options = |sources| {
+            let weighting = match self.weighting {
+                WeightingArg::Gradient => Weighting::Gradient,
+                WeightingArg::Uniform => Weighting::Uniform,
+            };
+            CalibrationOptions { weighting, memory_bytes: self.memory << 20, overwrite: self.overwrite, sources }
+        };
+        let bar = self.bar()?;
+        let mut progress = |done: CalibrationProgress| {
+            bar.set_length((done.batches * done.passes) as u64);
+            bar.set_position(((done.pass - 1) * done.batches + done.batch) as u64);
+            bar.set_message(format!("pass {} of {}", done.pass, done.passes));
+        };
+        let description = match &model {
+            LoadedModel::Causal(model) => {
+                let tokenizer = tokenizer(model.tokenizer.as_ref(), path)?;
+                let (tokens, sources) = self.chunks(&texts, tokenizer, self.context.min(model.max_positions))?;
+                calibrate_causal(model, &tokens, &options(sources), &self.output, &mut progress)?
+            }
+            LoadedModel::Encoder(model) => {
+                let tokenizer = tokenizer(model.tokenizer.as_ref(), path)?;
+                let (tokens, sources) = self.lines(&texts, tokenizer, self.context.min(model.max_positions))?;
+                calibrate_encoder(model, &tokens, &options(sources), &self.output, &mut progress)?
+            }
+            _ => bail!("{}: a model of a kind that cannot be calibrated", path.display()),
+        };
+        bar.finish_and_clear();
+        Ok(description)
+    }
+
+    /// Chunks of every text, in proportion to its length.
+    fn chunks(
+        &self,
+        texts: &[Text],
+        tokenizer: &TextTokenizer,
+        context: usize,
+    ) -> Result<(CalibrationTokens, Vec<Source>)> {
+        let encode = |text: &Text| tokenizer.encode_plain(&text.text).with_context(|| text.name.clone());
+        let encoded = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let total: usize = encoded.iter().map(Vec::len).sum();
+        let mut all = CalibrationTokens { texts: Vec::new(), batch_tokens: self.batch_tokens, seed: self.seed };
+        let mut sources = Vec::new();
+        for (text, tokens) in texts.iter().zip(&encoded) {
+            let share = (self.tokens as f64 * tokens.len() as f64 / total as f64).round() as usize;
+            let part = CalibrationTokens::chunks(tokens, context, share, tokenizer.added_bos());
+            let part = part.with_context(|| text.name.clone())?;
+            sources.push(text.source(part.num_tokens()));
+            all.texts.extend(part.texts);
+        }
+        Ok((all, sources))
+    }
+
+    /// Lines of every text, in proportion to its length.
+    fn lines(
+        &self,
+        texts: &[Text],
+        tokenizer: &TextTokenizer,
+        context: usize,
+    ) -> Result<(CalibrationTokens, Vec<Source>)> {
+        let encode = |text: &Text| -> Result<Vec<Vec<u32>>> {
+            let lines = text.text.lines().filter(|line| !line.trim().is_empty());
+            let cut = |line: &str| Ok(tokenizer.encode_to(line, context)?);
+            lines.map(cut).collect::<Result<_>>().with_context(|| text.name.clone())
+        };
+        let encoded = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let total: usize = encoded.iter().flatten().map(Vec::len).sum();
+        let mut all = CalibrationTokens { texts: Vec::new(), batch_tokens: self.batch_tokens, seed: self.seed };
+        let mut sources = Vec::new();
+        for (text, lines) in texts.iter().zip(&encoded) {
+            let len: usize = lines.iter().map(Vec::len).sum();
+            if len == 0 {
+                bail!("{}: no line with text", text.name);
+            }
+            let part =
+                CalibrationTokens::texts(lines, (self.tokens as f64 * len as f64 / total as f64).round() as usize);
+            sources.push(text.source(part.num_tokens()));
+            all.texts.extend(part.texts);
+        }
+        Ok((all, sources))
+    }
+
+    fn bar(&self) -> Result<ProgressBar> {
+        let hidden = self.quiet || self.json;
+        let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(1), target);
+        bar.set_style(ProgressStyle::with_template(
+            "{bar:32} {percent:>3} % {pos}/{len} batches, {eta} left  {wide_msg}",
+        )?);
+        Ok(bar)
+    }
+
+    fn print(&self, description: &Description, bytes: u64, seconds: f64) {
+        let weights: usize = description.groups.values().map(|group| group.weights.len()).sum();
+        let tokens: u64 = description.sources.iter().map(|source| source.tokens).sum();
+        if self.json {
+            let report = json!({
+                "output": self.output,
+                "bytes": bytes,
+                "seconds": seconds,
+                "tokens": tokens,
+                "weights": weights,
+                "groups": description.groups.len(),
+                "weighting": description.weighting,
+                "sources": description.sources,
+            });
+            println!("{report:#}");
+        } else if !self.quiet {
+            let mut table = output::table(&["text", "tokens"], 1);
+            for source in &description.sources {
+                table.add_row([source.name.clone(), source.tokens.to_string()]);
+            }
+            println!("{table}");
+            println!(
+                "{weights} weights, {} groups of inputs, {tokens} tokens, {seconds:.0} s",
+                description.groups.len()
+            );
+            println!("{}: {}", self.output.display(), output::bytes(bytes));
+        }
+    }
+}
+
+/// A text file.
+struct Text {
+    name: String,
+    text: String,
+    blake3: String,
+}
+
+impl Text {
+    fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let blake3 = blake3_hex(&bytes);
+        let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        Ok(Self { name, text, blake3 })
+    }
+
+    fn source(&self, tokens: usize) -> Source {
+        Source { name: self.name.clone(), blake3: self.blake3.clone(), tokens: tokens as u64 }
+    }
+}
