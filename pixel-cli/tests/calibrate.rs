@@ -249,6 +249,7 @@ fn what_compress_refuses_of_a_calibration_is_named() {
     calibrated(&["--target-bits", "3", "--bits", "3"]).stderr(contains("cannot be used with"));
     calibrated(&["--save-recipe", "saved.toml"]).stderr(contains("--target-bits"));
     calibrated(&["--target-bits", "0.5"]).stderr(contains("0.5"));
+    calibrated(&["--target-bits", "NaN"]).stderr(contains("target_bits = NaN is outside positive numbers"));
     calibrated(&["--damping", "2"]).stderr(contains("damping"));
     assert!(!dir.path().join("out").exists() && !dir.path().join("saved.toml").exists());
 }

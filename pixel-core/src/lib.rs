@@ -47,7 +47,8 @@
 //! every backend of Burn; `pixel-nn` has the Burn modules. Without default features the crate is slices only.
 //!
 //! # Limits
-//! Weights are coded one by one, without calibration or error feedback. Weights of other
+//! Weights are coded one by one; with a [`calibration`] the error of each column is fed back into those not yet coded
+//! ([`feedback`]), and rates can be chosen under a mean ([`compressor::allocate_rates`]). Weights of other
 //! float types are coded as F32. The same input, recipe and seed give the same bytes on every machine and for every
 //! number of threads; only widths with an odd part above 128 rely on the platform's `sin` and `cos` in f64.
 

@@ -26,7 +26,8 @@
 //!
 //! # Features
 //! `flex` (default), `ndarray`, `wgpu`, `vulkan`, `metal`, `cuda`, `cpu`: Burn's backends; `autodiff`: training of scales,
-//! dictionaries and low-rank parts; `fusion`. One source serves all of them; [`pixel_core::backend`] has the operations.
+//! dictionaries and low-rank parts, and gradients in [`calibration`]; `models`: whole models of the Llama and BERT
+//! families; `fusion`. One source serves all of them; [`pixel_core::backend`] has the operations.
 //!
 //! # Limits
 //! A record holds codes, scales and dictionary, not shape, codec and rotation: it is loaded into a layer made with the

@@ -9,6 +9,7 @@ use crate::archive::error::ArchiveError;
 use crate::calibration::{Calibration, Weighting};
 use crate::codec::CodecSpec;
 use crate::encode::PreparedInputs;
+use crate::error::ConfigError;
 use crate::matrix::{Matrix, Shape};
 use crate::metrics::bits_per_weight;
 use crate::packed::stored_streams;
@@ -77,7 +78,7 @@ struct Measured {
 /// input gives the same recipe.
 ///
 /// # Errors
-/// [`ArchiveError::Budget`] if the smallest rates exceed it; [`ArchiveError`] as for a run.
+/// [`ArchiveError::Config`] for a mean that is no positive number; [`ArchiveError::Budget`] if the smallest rates exceed it; [`ArchiveError`] as for a run.
 pub fn allocate_rates(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
@@ -87,6 +88,10 @@ pub fn allocate_rates(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Allocation, ArchiveError> {
+    if !(target_bits > 0.0 && target_bits.is_finite()) {
+        let (value, range) = (target_bits.to_string(), "positive numbers".to_owned());
+        return Err(ConfigError::Range { field: "target_bits", value, range }.into());
+    }
     let compiled = recipe.clone().compile()?;
     let plan = Plan::new(checkpoint, &compiled)?.with_calibration(checkpoint, Arc::clone(calibration))?;
     let layers: Vec<&PlanItem> =
