@@ -2,15 +2,16 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pixel_bench::gaussian;
-use pixel_core::codec::trellis::{Simd, with_simd};
+use pixel_core::codec::trellis::with_simd;
+use pixel_core::simd::SimdLevel;
 use pixel_core::{CodecSpec, compress_weight};
 
 fn encode(c: &mut Criterion) {
-    let weight = gaussian(64, 1024, 1);
+    let weight = gaussian(256, 256, 1);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     let mut group = c.benchmark_group("encode");
     group.throughput(Throughput::Elements(weight.shape().num_weights() as u64)).sample_size(10);
-    let specs = ["uniform:2", "additive:2", "matching:2", "trellis:2:window=16"].map(str::to_owned);
+    let specs = ["uniform:2", "additive:2", "matching:2", "trellis:2:window=16", "trellis:2:beam=4"].map(str::to_owned);
     let trellis = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0].map(|bits| format!("trellis:{bits}:window=12"));
     for text in specs.iter().chain(&trellis) {
         let spec: CodecSpec = text.parse().expect("a codec");
@@ -29,7 +30,7 @@ fn search(c: &mut Criterion) {
     group.throughput(Throughput::Elements(weight.shape().num_weights() as u64)).sample_size(20);
     for bits in [2.0, 4.0] {
         for window in [12, 16] {
-            for simd in [Simd::Portable, Simd::Avx2, Simd::Avx512] {
+            for simd in [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512] {
                 let codec = with_simd(bits, window, simd);
                 let name = format!("{bits} bits, window {window}, {simd:?}");
                 let mut decoded = vec![0.0; weight.as_slice().len()];

@@ -74,6 +74,7 @@ pub mod packed;
 pub mod protected;
 pub mod recipe;
 pub mod rotation;
+pub mod simd;
 pub mod synthesis;
 mod trigonometry;
 

@@ -13,7 +13,9 @@
 //! Sources: Chee et al., *QuIP* (2023) and Tseng et al., *QuIP#* (2024) for incoherence by rotation; Bracewell, *Discrete
 //! Hartley transform* (1983) for `R`.
 
+use crate::linalg::add_product;
 use crate::matrix::Matrix;
+use crate::simd::{Simd, for_every_level};
 use crate::trigonometry::cas_turns;
 use rustfft::{Fft, FftPlannerScalar, num_complex::Complex};
 use std::sync::Arc;
@@ -174,12 +176,12 @@ impl Rotation {
 
     /// Multiplies by `(R_m ⊗ H_2^p)/√n`, which is symmetric and its own inverse.
     fn transform<T: Scalar>(&self, row: &mut [T], scratch: &mut RotationScratch<T>) {
-        row.chunks_exact_mut(self.power).for_each(hadamard);
+        T::hadamard(row, self.power);
         match &self.odd {
             Odd::One => {}
             Odd::Dense(matrix) => {
                 scratch.row.copy_from_slice(row);
-                multiply_odd(matrix, &scratch.row, row, self.power);
+                T::multiply_odd(matrix, &scratch.row, row, self.power);
             }
             Odd::Fast(fft) => {
                 for column in 0..self.power {
@@ -205,17 +207,56 @@ trait Scalar:
 {
     /// The nearest value.
     fn from_f64(value: f64) -> Self;
+
+    /// The fast Hadamard transform, unscaled, of every run of `run` values, a power of two, in Sylvester's order.
+    fn hadamard(values: &mut [Self], run: usize);
+
+    /// `out[j] = Σ_k R[j][k]·input[k]`, where an element is a run of `power` values; sums from `k = 0` upward.
+    fn multiply_odd(matrix: &[f32], input: &[Self], out: &mut [Self], power: usize);
 }
 
 impl Scalar for f32 {
     fn from_f64(value: f64) -> Self {
         value as f32
     }
+
+    fn hadamard(values: &mut [Self], run: usize) {
+        hadamard_f32(Simd::detect(), values, run);
+    }
+
+    fn multiply_odd(matrix: &[f32], input: &[Self], out: &mut [Self], power: usize) {
+        let m = input.len() / power;
+        out.fill(0.0);
+        add_product((out, power), (matrix, m), (input, power), [m, m, power]);
+    }
 }
 
 impl Scalar for f64 {
     fn from_f64(value: f64) -> Self {
         value
+    }
+
+    fn hadamard(values: &mut [Self], run: usize) {
+        hadamard_f64(Simd::detect(), values, run);
+    }
+
+    fn multiply_odd(matrix: &[f32], input: &[Self], out: &mut [Self], power: usize) {
+        let m = input.len() / power;
+        let matrix: Vec<f64> = matrix.iter().map(|value| f64::from(*value)).collect();
+        out.fill(0.0);
+        add_product((out, power), (&matrix, m), (input, power), [m, m, power]);
+    }
+}
+
+for_every_level! {
+    fn hadamard_f32(values: &mut [f32], run: usize) -> () {
+        hadamard(values, run);
+    }
+}
+
+for_every_level! {
+    fn hadamard_f64(values: &mut [f64], run: usize) -> () {
+        hadamard(values, run);
     }
 }
 
@@ -273,10 +314,22 @@ fn hartley(m: usize) -> Vec<f32> {
     (0..m * m).map(|i| entry(i / m, i % m)).collect()
 }
 
-/// The fast Hadamard transform, unscaled, of `2^p` values in Sylvester's order.
-fn hadamard<T: Scalar>(values: &mut [T]) {
+/// See [`Scalar::hadamard`].
+#[inline(always)]
+fn hadamard<T: Scalar>(values: &mut [T], run: usize) {
+    /// Values whose first steps are taken together.
+    const BLOCK: usize = 16;
     let mut half = 1;
-    while half < values.len() {
+    if run >= BLOCK {
+        for block in values.as_chunks_mut::<BLOCK>().0 {
+            butterflies::<T, 1, BLOCK>(block);
+            butterflies::<T, 2, BLOCK>(block);
+            butterflies::<T, 4, BLOCK>(block);
+            butterflies::<T, 8, BLOCK>(block);
+        }
+        half = BLOCK;
+    }
+    while half < run {
         for pair in values.chunks_exact_mut(2 * half) {
             let (low, high) = pair.split_at_mut(half);
             for (a, b) in low.iter_mut().zip(high) {
@@ -287,15 +340,13 @@ fn hadamard<T: Scalar>(values: &mut [T]) {
     }
 }
 
-/// `out[j] = Σ_k R[j][k]·input[k]`, where an element is a run of `power` values; sums from `k = 0` upward.
-fn multiply_odd<T: Scalar>(matrix: &[f32], input: &[T], out: &mut [T], power: usize) {
-    let m = input.len() / power;
-    for (weights, out) in matrix.chunks_exact(m).zip(out.chunks_exact_mut(power)) {
-        out.fill(T::default());
-        for (weight, run) in weights.iter().zip(input.chunks_exact(power)) {
-            let weight = T::from(*weight);
-            out.iter_mut().zip(run).for_each(|(o, x)| *o += weight * *x);
-        }
+/// Sums and differences of values that are `HALF` apart.
+#[inline(always)]
+fn butterflies<T: Scalar, const HALF: usize, const BLOCK: usize>(block: &mut [T; BLOCK]) {
+    let old = *block;
+    for (i, value) in block.iter_mut().enumerate() {
+        let other = old[i ^ HALF];
+        *value = if i & HALF == 0 { old[i] + other } else { other - old[i] };
     }
 }
 

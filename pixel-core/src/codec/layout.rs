@@ -6,6 +6,9 @@ use super::matching::MatchingLayout;
 use super::trellis::TrellisLayout;
 use super::uniform::UniformLayout;
 use crate::matrix::Shape;
+use crate::simd::{Simd, for_every_level};
+use std::borrow::Cow;
+use std::ops::Range;
 
 /// How the words of a weight select values of its dictionary, codec by codec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,7 +84,24 @@ impl CodecLayout {
         }
     }
 
-    /// Makes arbitrary words codes: padding becomes zero, and every tile of `matching` gets the gain of a Gaussian one.
+    /// The codes in the order of this layout, from the streams of words of a file, one after the other.
+    pub(crate) fn arrange(&self, stored: Vec<u32>) -> Vec<u32> {
+        match self {
+            Self::Additive(layout) => layout.arrange(&stored),
+            Self::Trellis(_) | Self::Matching(_) | Self::Uniform(_) => stored,
+        }
+    }
+
+    /// The streams of words of a file, one after the other.
+    pub(crate) fn stored_order<'a>(&self, words: &'a [u32]) -> Cow<'a, [u32]> {
+        match self {
+            Self::Additive(layout) => layout.stored_order(words).into(),
+            Self::Trellis(_) | Self::Matching(_) | Self::Uniform(_) => words.into(),
+        }
+    }
+
+    /// Makes arbitrary stored words codes: padding becomes zero, and every tile of `matching` gets the gain of a Gaussian
+    /// one.
     pub(crate) fn tidy(&self, words: &mut [u32]) {
         let clear = |words: &mut [u32], row_words: usize, row_bits: usize| {
             if !row_bits.is_multiple_of(32) {
@@ -91,8 +111,8 @@ impl CodecLayout {
         match self {
             Self::Trellis(_) => {}
             Self::Additive(layout) => {
-                let row_bits = layout.shape.d_input().div_ceil(GROUP) * layout.group_bits();
-                clear(words, layout.row_words(), row_bits);
+                let row_bits = 4 * layout.fields();
+                clear(words, row_bits.div_ceil(32), row_bits);
             }
             Self::Matching(layout) => {
                 clear(words, layout.band_words(), layout.grid().tile_cols() * layout.tile_bits());
@@ -111,18 +131,52 @@ impl CodecLayout {
         }
     }
 
-    /// Decodes band `band` into `rows`, `[rows of the band, d_input]`, in units of the scales.
+    /// Columns decode in runs that begin at a multiple of this.
+    pub(crate) const fn column_step(&self) -> usize {
+        match self {
+            Self::Trellis(layout) => layout.grid.tile.cols,
+            Self::Additive(_) => GROUP,
+            // Groups, and 32 fields of any width, which end with a word.
+            Self::Uniform(layout) => layout.group << 5u32.saturating_sub(layout.group.trailing_zeros()),
+            Self::Matching(layout) => layout.grid().shape.d_input(),
+        }
+    }
+
+    /// Decodes columns `columns` of band `band` into `rows`, `[rows of the band, columns]`, in units of the scales, in the
+    /// same order of operations whatever `simd` is.
     ///
     /// # Panics
     /// If a slice is shorter than this layout says.
-    pub(crate) fn decode_band(&self, words: &[u32], dictionary: &[f32], band: usize, rows: &mut [f32]) {
-        match self {
-            Self::Trellis(layout) => layout.decode_band(words, dictionary, band, rows),
-            Self::Additive(layout) => layout.decode_band(words, dictionary, band, rows),
-            Self::Matching(layout) => layout.decode_band(words, dictionary, band, rows),
-            Self::Uniform(layout) => {
+    pub(crate) fn decode_columns(
+        &self,
+        simd: Simd,
+        words: &[u32],
+        dictionary: &[f32],
+        band: usize,
+        columns: Range<usize>,
+        rows: &mut [f32],
+    ) {
+        debug_assert!(columns.start.is_multiple_of(self.column_step()), "a run of columns from {}", columns.start);
+        decode_columns(simd, self, words, dictionary, band, columns, rows);
+    }
+}
+
+for_every_level! {
+    fn decode_columns(
+        layout: &CodecLayout,
+        words: &[u32],
+        dictionary: &[f32],
+        band: usize,
+        columns: Range<usize>,
+        rows: &mut [f32],
+    ) -> () {
+        match layout {
+            CodecLayout::Trellis(layout) => layout.decode_columns(words, dictionary, band, columns, rows),
+            CodecLayout::Additive(layout) => layout.decode_columns(words, dictionary, band, columns, rows),
+            CodecLayout::Matching(layout) => layout.decode_band(words, dictionary, band, rows),
+            CodecLayout::Uniform(layout) => {
                 let (codes, zeros) = words.split_at(layout.code_words());
-                layout.decode_band(codes, zeros, dictionary, band, rows);
+                layout.decode_columns(codes, zeros, dictionary, band, columns, rows);
             }
         }
     }

@@ -15,6 +15,7 @@ use super::{
 use crate::error::{ConfigError, FormatError};
 use crate::matrix::{MatrixRef, Shape};
 use half::f16;
+use std::ops::Range;
 
 /// Shares of a group's range that the clip search tries.
 const CLIP_STEPS: u32 = 20;
@@ -112,15 +113,88 @@ impl UniformLayout {
         Field::at(offset, self.code_words() + self.zero_words())
     }
 
-    /// Decodes row `row`, `[d_input]`, in units of the group scales.
-    pub(crate) fn decode_band(&self, words: &[u32], zeros: &[u32], dictionary: &[f32], row: usize, values: &mut [f32]) {
-        let words = &words[row * self.row_words()..][..self.row_words()];
-        for (group, values) in values.chunks_mut(self.group).enumerate() {
+    /// Decodes columns `columns` of row `row`, in units of the group scales; the first begins a word and a group.
+    #[inline(always)]
+    pub(crate) fn decode_columns(
+        &self,
+        words: &[u32],
+        zeros: &[u32],
+        dictionary: &[f32],
+        row: usize,
+        columns: Range<usize>,
+        values: &mut [f32],
+    ) {
+        let first = columns.start * self.bits as usize / 32;
+        self.unpack(&words[row * self.row_words()..][..self.row_words()][first..], values);
+        // The levels of every file; training may have changed them.
+        let are_integers = dictionary.iter().enumerate().all(|(i, level)| *level == i as f32);
+        for (group, values) in (columns.start / self.group..).zip(values.chunks_mut(self.group)) {
             let zero = dictionary[read_bits(zeros, self.zero_offset(row, group), self.bits) as usize];
-            for (i, value) in values.iter_mut().enumerate() {
-                let offset = (group * self.group + i) * self.bits as usize;
-                *value = dictionary[read_bits(words, offset, self.bits) as usize] - zero;
+            if are_integers {
+                values.iter_mut().for_each(|value| *value -= zero);
+            } else {
+                values.iter_mut().for_each(|value| *value = dictionary[*value as usize] - zero);
             }
+        }
+    }
+
+    /// The indices in `words`, as floats.
+    #[inline(always)]
+    fn unpack(&self, words: &[u32], values: &mut [f32]) {
+        match self.bits {
+            2 => unpack::<2>(words, values),
+            3 => unpack::<3>(words, values),
+            4 => unpack::<4>(words, values),
+            5 => unpack::<5>(words, values),
+            6 => unpack::<6>(words, values),
+            8 => unpack::<8>(words, values),
+            bits => unreachable!("{bits} bits"),
+        }
+    }
+}
+
+/// Fields of `BITS` bits, as floats.
+#[inline(always)]
+fn unpack<const BITS: usize>(words: &[u32], values: &mut [f32]) {
+    if cfg!(target_endian = "little") && BITS == 8 {
+        let bytes: &[u8] = bytemuck::cast_slice(words);
+        values.iter_mut().zip(bytes).for_each(|(value, byte)| *value = f32::from(*byte));
+        return;
+    }
+    let (blocks, rest) = words.as_chunks::<BITS>();
+    let (full, edge) = values.as_chunks_mut::<32>();
+    for (block, values) in blocks.iter().zip(&mut *full) {
+        unpack_block(block, values);
+    }
+    if !edge.is_empty() {
+        let (mut block, mut values) = ([0; BITS], [0.0; 32]);
+        // The row may go on behind these columns.
+        let words = blocks.get(full.len()).map_or(rest, |block| &block[..]);
+        block[..words.len()].copy_from_slice(words);
+        unpack_block(&block, &mut values);
+        edge.copy_from_slice(&values[..edge.len()]);
+    }
+}
+
+/// 32 fields, which end with a word.
+#[inline(always)]
+fn unpack_block<const BITS: usize>(block: &[u32; BITS], values: &mut [f32; 32]) {
+    let mask = (1u32 << BITS) - 1;
+    if 32 % BITS == 0 {
+        for (word, values) in block.iter().zip(values.chunks_exact_mut(32 / BITS)) {
+            for (i, value) in values.iter_mut().enumerate() {
+                *value = (word >> (BITS * i) & mask) as f32;
+            }
+        }
+        return;
+    }
+    for (eight, values) in values.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        // Eight fields begin with a byte and lie in two words: 5·8 bits begin at bit 24 at the latest, 6·8 at 16.
+        let bit = eight * 8 * BITS;
+        let next = block[(bit / 32 + 1) % BITS];
+        let bits = (u64::from(block[bit / 32]) | u64::from(next) << 32) >> (bit % 32);
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = ((bits >> (BITS * i)) as u32 & mask) as f32;
         }
     }
 }
@@ -215,7 +289,8 @@ impl Codec for UniformCodec {
     fn decode_band(&self, shape: Shape, codes: &Codes, band: usize, rows: &mut [f32]) {
         let [codes, scales, zeros] = &codes.streams[..] else { unreachable!("three streams") };
         let layout = self.layout_of(shape);
-        layout.decode_band(codes.words(), zeros.words(), &levels(self.bits), band, rows);
+        let columns = 0..shape.d_input();
+        layout.decode_columns(codes.words(), zeros.words(), &levels(self.bits), band, columns, rows);
         let scales = &scales.halves()[band * layout.num_groups()..];
         for (values, scale) in rows.chunks_mut(self.group).zip(scales) {
             values.iter_mut().for_each(|value| *value *= scale.to_f32());

@@ -1,7 +1,7 @@
 //! The form that kernels read: one array of words, one of scales, one of values that the words select from.
 
 use super::PatternSlices;
-use crate::codec::{CodecLayout, Codes, Stream, StreamType};
+use crate::codec::{CodecLayout, Codes, Stream, StreamSpec, StreamType};
 use crate::condition::{EXPONENT_RANGE, exp2};
 use crate::error::FormatError;
 use crate::packed::{PackedHeader, PackedWeight, ROW_SCALES, stream_specs};
@@ -34,7 +34,7 @@ use half::f16;
 pub struct KernelForm {
     /// How the codes are read.
     pub layout: CodecLayout,
-    /// All index streams, one after the other, `[layout.num_words()]`.
+    /// The codes in the order of the layout, which is that of the file but for `additive`, `[layout.num_words()]`.
     pub codes: Vec<u32>,
     /// `[d_output, layout.scales_per_row()]`.
     pub scales: Vec<f32>,
@@ -119,7 +119,7 @@ impl KernelForm {
         let (header, codec) = (packed.header(), packed.codec());
         let no_kernels = || KernelFormError::NoKernels { codec: header.codec.codec.clone() };
         let layout = codec.layout(header.shape).ok_or_else(no_kernels)?;
-        let mut codes = Vec::with_capacity(layout.num_words());
+        let mut codes = Vec::new();
         let mut halves = packed.row_scales();
         for (spec, stream) in codec.streams(header.shape).iter().zip(&packed.codes().streams) {
             match stream {
@@ -140,7 +140,7 @@ impl KernelForm {
         }
         let dictionary = codec.dictionary(header.shape, packed.codes());
         let protected = packed.protected().columns().to_vec();
-        Ok(Self { layout, codes, scales, dictionary, protected, protected_values })
+        Ok(Self { layout, codes: layout.arrange(codes), scales, dictionary, protected, protected_values })
     }
 
     /// Back to what is stored. Scales are rounded to F16, learned patterns and protected columns too.
@@ -166,7 +166,8 @@ impl KernelForm {
             return Err(KernelFormError::ProtectedValue { index, value, target: "F16" });
         }
         let learned = codec.learned(header.shape, &self.dictionary);
-        let (mut words, mut streams) = (&self.codes[..], Vec::new());
+        let stored = self.layout.stored_order(&self.codes);
+        let (mut words, mut streams) = (&stored[..], Vec::new());
         for spec in stream_specs(&*codec, header.shape, header.protected) {
             streams.push(match spec.dtype {
                 StreamType::U32 if spec.name == protected::COLUMNS => Stream::U32(self.protected.clone()),
@@ -205,10 +206,12 @@ impl KernelForm {
         let codec = header.codec.build().map_err(FormatError::from)?;
         let no_kernels = || KernelFormError::NoKernels { codec: header.codec.codec.clone() };
         let layout = codec.layout(header.shape).ok_or_else(no_kernels)?;
-        let mut codes: Vec<u32> = (0..layout.num_words()).map(|_| words()).collect();
+        let specs = codec.streams(header.shape);
+        let num_words = specs.iter().filter(|spec| spec.dtype == StreamType::U32).map(StreamSpec::len).sum();
+        let mut codes: Vec<u32> = std::iter::repeat_with(&mut words).take(num_words).collect();
         layout.tidy(&mut codes);
         let (mut rest, mut streams) = (&codes[..], Vec::new());
-        for spec in codec.streams(header.shape) {
+        for spec in specs {
             streams.push(match spec.dtype {
                 StreamType::U32 => {
                     let (stream, behind) = rest.split_at(spec.len());
@@ -221,6 +224,7 @@ impl KernelForm {
         let dictionary = codec.dictionary(header.shape, &Codes { streams });
         let scales = vec![1.0; header.shape.d_output() * layout.scales_per_row()];
         let (protected, protected_values) = (Vec::new(), Vec::new());
+        let codes = layout.arrange(codes);
         let mut form = Self { layout, codes, scales, dictionary, protected, protected_values };
         let mut values = vec![0.0; header.shape.num_weights()];
         form.as_slices().synthesize(&mut values);

@@ -4,11 +4,13 @@
 //! scaled, and rotated back row by row.
 
 mod kernel_form;
+mod kernels;
 pub mod reference;
 mod slices;
 mod synthesizer;
 
 pub use kernel_form::{KernelForm, KernelFormError};
+pub use kernels::Arithmetic;
 pub use slices::PatternSlices;
 pub use synthesizer::{PatternRef, SynthesizedFit, WeightSynthesizer, WeightSynthesizerConfig};
 

@@ -1,10 +1,24 @@
-//! Where the nibbles of a weight lie, and how a row is decoded.
+//! Where the nibbles of a weight lie for a kernel.
 
-use super::{GROUP, PATTERNS, nibble};
-use crate::codec::bits::{Field, read_bits};
+use super::stored::StoredRows;
+use super::{GROUP, PATTERNS, decode_group};
+use crate::codec::bits::Field;
 use crate::matrix::Shape;
+use std::ops::Range;
 
-/// The codes of one weight: `[d_output, row_words]`. The dictionary is `[sub_dictionaries, 16, 8]`.
+/// Rows of a strip.
+pub const STRIP: usize = 32;
+
+/// Bytes that hold the codes of one sub-dictionary for one group in all rows of a strip: the lower nibble of byte `i` is
+/// row `i`, the higher one row `i + 16`.
+pub const FIELD_BYTES: usize = STRIP / 2;
+
+/// Fields that fill a register of 512 bits; a strip has a multiple of it.
+pub const QUAD: usize = 4;
+
+/// The codes of one weight: `[strips, fields, 16]` bytes, one field for each group and sub-dictionary. What one table of 16
+/// values is looked up for lies together: 32 rows in one register of 128 bits. Nibbles of rows and fields beyond the last are
+/// zero. The dictionary is `[sub_dictionaries, 16, 8]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AdditiveLayout {
     /// The weight.
@@ -14,19 +28,34 @@ pub struct AdditiveLayout {
 }
 
 impl AdditiveLayout {
-    /// Bits of a group's codes.
-    pub const fn group_bits(&self) -> usize {
-        4 * self.sub_dictionaries
+    /// Groups of a row.
+    pub const fn groups(&self) -> usize {
+        self.shape.d_input().div_ceil(GROUP)
     }
 
-    /// Words of a row.
-    pub const fn row_words(&self) -> usize {
-        (self.shape.d_input().div_ceil(GROUP) * self.group_bits()).div_ceil(32)
+    /// Fields of a strip that mean something.
+    pub const fn fields(&self) -> usize {
+        self.groups() * self.sub_dictionaries
+    }
+
+    /// Quads of fields of a strip.
+    pub const fn quads(&self) -> usize {
+        self.fields().div_ceil(QUAD)
+    }
+
+    /// Words of a strip.
+    pub const fn strip_words(&self) -> usize {
+        self.quads() * QUAD * FIELD_BYTES / 4
+    }
+
+    /// Strips of the weight.
+    pub const fn strips(&self) -> usize {
+        self.shape.d_output().div_ceil(STRIP)
     }
 
     /// Words of the weight.
     pub const fn num_words(&self) -> usize {
-        self.shape.d_output() * self.row_words()
+        self.strips() * self.strip_words()
     }
 
     /// Values of the dictionary.
@@ -36,26 +65,62 @@ impl AdditiveLayout {
 
     /// The nibble of the weight at `(row, col)` for sub-dictionary `m`.
     pub const fn field(&self, row: usize, col: usize, m: usize) -> Field {
-        Field::at(row * self.row_words() * 32 + col / GROUP * self.group_bits() + 4 * m, self.num_words())
+        let byte = (col / GROUP * self.sub_dictionaries + m) * FIELD_BYTES + row % FIELD_BYTES;
+        let word = row / STRIP * self.strip_words() + byte / 4;
+        Field { word, next: word, shift: (byte % 4 * 8 + row % STRIP / FIELD_BYTES * 4) as u32 }
     }
 
-    /// `Σ P_m[c_m]` for the codes of one group.
-    pub(super) fn decode(&self, codes: u32, dictionary: &[f32]) -> [f32; GROUP] {
-        let mut sum = [0.0; GROUP];
-        for (m, patterns) in dictionary.chunks_exact(PATTERNS * GROUP).enumerate() {
-            for (sum, weight) in sum.iter_mut().zip(&patterns[nibble(codes, m) * GROUP..][..GROUP]) {
-                *sum += weight;
+    /// The codes of a group, sub-dictionary 0 in the lowest nibble.
+    fn codes(&self, words: &[u32], row: usize, group: usize) -> u32 {
+        (0..self.sub_dictionaries).fold(0, |codes, m| {
+            let Field { word, shift, .. } = self.field(row, group * GROUP, m);
+            codes | (words[word] >> shift & 15) << (4 * m)
+        })
+    }
+
+    /// Decodes columns `columns` of row `row`; the first is that of a group.
+    #[inline(always)]
+    pub(crate) fn decode_columns(
+        &self,
+        words: &[u32],
+        dictionary: &[f32],
+        row: usize,
+        columns: Range<usize>,
+        values: &mut [f32],
+    ) {
+        for (g, group) in (columns.start / GROUP..).zip(values.chunks_mut(GROUP)) {
+            group.copy_from_slice(&decode_group(self.codes(words, row, g), dictionary)[..group.len()]);
+        }
+    }
+
+    /// This order from that of a file.
+    pub(crate) fn arrange(&self, stored: &[u32]) -> Vec<u32> {
+        let (rows, mut words) = (self.stored(), vec![0; self.num_words()]);
+        for row in 0..self.shape.d_output() {
+            for group in 0..self.groups() {
+                let codes = rows.read(stored, row, group);
+                for m in 0..self.sub_dictionaries {
+                    let Field { word, shift, .. } = self.field(row, group * GROUP, m);
+                    words[word] |= (codes >> (4 * m) & 15) << shift;
+                }
             }
         }
-        sum
+        words
     }
 
-    /// Decodes row `row`, `[d_input]`.
-    pub(crate) fn decode_band(&self, words: &[u32], dictionary: &[f32], row: usize, values: &mut [f32]) {
-        let words = &words[row * self.row_words()..][..self.row_words()];
-        for (g, group) in values.chunks_mut(GROUP).enumerate() {
-            let codes = read_bits(words, g * self.group_bits(), self.group_bits() as u32);
-            group.copy_from_slice(&self.decode(codes, dictionary)[..group.len()]);
+    /// The order of a file from this one.
+    pub(crate) fn stored_order(&self, words: &[u32]) -> Vec<u32> {
+        let rows = self.stored();
+        let mut stored = vec![0; self.shape.d_output() * rows.row_words()];
+        for row in 0..self.shape.d_output() {
+            for group in 0..self.groups() {
+                rows.write(&mut stored, row, group, self.codes(words, row, group));
+            }
         }
+        stored
+    }
+
+    const fn stored(&self) -> StoredRows {
+        StoredRows { shape: self.shape, sub_dictionaries: self.sub_dictionaries }
     }
 }

@@ -22,6 +22,7 @@
 //! and the beam.
 
 use super::{GROUP, MAX_SUB_DICTIONARIES, PATTERNS, Patterns, nibble};
+use crate::simd::{Simd, for_every_level};
 
 /// The widest beam.
 pub const MAX_BEAM: usize = 64;
@@ -32,8 +33,15 @@ type Costs = [f32; PATTERNS];
 /// Finds the codes of groups, given the sub-dictionaries.
 #[derive(Debug, Clone)]
 pub struct Search {
+    simd: Simd,
     beam: usize,
     stages: Vec<Stage>,
+}
+
+for_every_level! {
+    fn encode(search: &Search, group: &[f32; GROUP]) -> u32 {
+        search.encode_body(group)
+    }
 }
 
 /// What the search knows of one sub-dictionary `m`.
@@ -56,7 +64,12 @@ impl Search {
         assert!((1..=MAX_SUB_DICTIONARIES).contains(&dictionary.len()), "{} sub-dictionaries", dictionary.len());
         assert!((1..=MAX_BEAM).contains(&beam), "a beam of {beam}");
         let stage = |m: usize| Stage::new(&dictionary[m], &dictionary[..m]);
-        Self { beam, stages: (0..dictionary.len()).map(stage).collect() }
+        Self { simd: Simd::detect(), beam, stages: (0..dictionary.len()).map(stage).collect() }
+    }
+
+    /// The same search by other instructions, to compare them; the codes are the same.
+    pub fn with_simd(self, simd: Simd) -> Self {
+        Self { simd, ..self }
     }
 
     /// How many sums are kept.
@@ -66,6 +79,11 @@ impl Search {
 
     /// The codes of `group`, sub-dictionary 0 in the lowest nibble.
     pub fn encode(&self, group: &[f32; GROUP]) -> u32 {
+        encode(self.simd, self, group)
+    }
+
+    #[inline(always)]
+    fn encode_body(&self, group: &[f32; GROUP]) -> u32 {
         let mut alone = [[0.0; PATTERNS]; MAX_SUB_DICTIONARIES];
         for (costs, stage) in alone.iter_mut().zip(&self.stages) {
             *costs = stage.costs_alone(group);
@@ -85,6 +103,7 @@ impl Search {
     }
 
     /// The best `keep` ways to continue `paths` by a code of sub-dictionary `m` and one of `m + 1`.
+    #[inline(always)]
     fn extend(&self, paths: &Paths, m: usize, alone: &[Costs], keep: usize) -> Paths {
         let (first, second) = (&self.stages[m], &self.stages[m + 1]);
         let mut pairs = second.inner[m];
@@ -127,6 +146,7 @@ impl Stage {
     }
 
     /// `½‖P[c]‖² − x·P[c]`.
+    #[inline(always)]
     fn costs_alone(&self, group: &[f32; GROUP]) -> Costs {
         let mut costs = self.half_norms;
         for (column, x) in self.columns.iter().zip(group) {
@@ -138,6 +158,7 @@ impl Stage {
     }
 
     /// `Σ P_other[d]·P[c]` over the first `count` codes `d` of `path`.
+    #[inline(always)]
     fn costs_beside(&self, count: usize, path: &Path) -> Costs {
         let mut costs = [0.0; PATTERNS];
         for (other, inner) in self.inner[..count].iter().enumerate() {
@@ -178,7 +199,7 @@ impl Paths {
     }
 
     /// Offers a path for each of 16 codes.
-    #[inline]
+    #[inline(always)]
     fn offer_all(&mut self, costs: &Costs, codes: impl Fn(usize) -> u32) {
         let threshold = self.threshold();
         if costs.iter().filter(|&&cost| cost < threshold).count() == 0 {
@@ -189,7 +210,7 @@ impl Paths {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn offer(&mut self, path: Path) {
         if path.cost < self.threshold() {
             self.len = (self.len + 1).min(self.capacity);
@@ -211,6 +232,7 @@ fn dot(a: &[f32; GROUP], b: &[f32; GROUP]) -> f32 {
 mod tests {
     use super::super::dictionary::{sub_dictionaries, to_weights};
     use super::*;
+    use crate::simd::SimdLevel;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
     use rand_distr::StandardNormal;
@@ -255,6 +277,22 @@ mod tests {
         }
         // A beam may lose the way to an unlikely sum.
         assert!(found > 80, "{found} of 100");
+    }
+
+    #[test]
+    fn every_level_chooses_the_same_codes() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        for (bits, beam) in [(1.0, 16), (1.5, 4), (2.0, 16), (3.0, 64)] {
+            let search = Search::new(&shipped(bits), beam);
+            for _ in 0..50 {
+                let group = std::array::from_fn(|_| rng.sample(StandardNormal));
+                let codes = |simd| search.clone().with_simd(simd).encode(&group);
+                let expected = codes(Simd::at_most(SimdLevel::Portable));
+                for simd in Simd::available() {
+                    assert_eq!(codes(simd), expected, "{bits} bits, {simd:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -67,8 +67,14 @@ impl Hash {
     /// four bytes, minus 510.
     #[inline]
     pub const fn integers(self, s: u32) -> [i32; 2] {
+        if self.weights == 2 { self.integers_of::<2>(s) } else { self.integers_of::<1>(s) }
+    }
+
+    /// [`integers`](Self::integers) where the compiler knows that there are `WEIGHTS`.
+    #[inline(always)]
+    pub(super) const fn integers_of<const WEIGHTS: usize>(self, s: u32) -> [i32; 2] {
         let x = self.mix(s);
-        if self.weights == 2 {
+        if WEIGHTS == 2 {
             let pairs = (x & 0x0F0F_0F0F) + ((x >> 4) & 0x0F0F_0F0F);
             let sums = pairs + (pairs >> 8);
             [(sums & 0xFF) as i32 - 30, ((sums >> 16) & 0xFF) as i32 - 30]

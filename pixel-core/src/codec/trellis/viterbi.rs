@@ -13,8 +13,8 @@
 //!
 //! A tile starts and ends in the same state, whose low `L − k` bits are found first by a free search over the seam.
 
-use super::Simd;
 use super::patterns::{Hash, Step};
+use crate::simd::{Simd, SimdLevel};
 
 /// States that a vector step handles together; tables are blocked by it.
 pub(super) const LANES: usize = 32;
@@ -32,7 +32,9 @@ pub(super) struct Tables {
     pub(super) step: Step,
     /// For each `j` block and each `h`: `LANES` first values, then, if there are two weights a step, `LANES` second
     /// values, for the windows `h·J + j`.
-    pub(super) values: Vec<i16>,
+    stored: Vec<i16>,
+    /// Where they begin.
+    first: usize,
     /// Fixed-point units in one unit of the row scale.
     unit: f32,
     /// Doublings of a difference before it is squared: finer costs for the finer rates.
@@ -47,18 +49,26 @@ impl Tables {
         let doublings = if step.weights == 2 { 0 } else { step.bits - 2 };
         let num_low = 1usize << (window - step.bits);
         let lanes = num_low.min(LANES);
-        let mut values = Vec::with_capacity(step.weights << window);
+        // Vectors of 64 bytes are read faster where they lie in one cache line.
+        let mut stored: Vec<i16> = Vec::with_capacity((step.weights << window) + 64);
+        let first = stored.as_ptr().align_offset(64).min(63);
+        stored.resize(first, 0);
         for block in (0..num_low).step_by(lanes) {
             for high in 0..1usize << step.bits {
                 for weight in 0..step.weights {
-                    values.extend((0..lanes).map(|lane| {
+                    stored.extend((0..lanes).map(|lane| {
                         let s = high * num_low + block + lane;
                         (hash.integers(s as u32)[weight] * multiple) as i16
                     }));
                 }
             }
         }
-        Self { window, step, values, unit: multiple as f32 / hash.unit(), doublings }
+        Self { window, step, stored, first, unit: multiple as f32 / hash.unit(), doublings }
+    }
+
+    /// The table.
+    pub(super) fn values(&self) -> &[i16] {
+        &self.stored[self.first..]
     }
 
     /// The number of values of the low bits, `J`.
@@ -85,7 +95,7 @@ impl Tables {
         let first = (((low / lanes) << self.step.bits) + high) * weights * lanes + low % lanes;
         let mut cost = 0u16;
         for (weight, &x) in target.iter().enumerate().take(weights) {
-            let mut difference = x.saturating_sub(self.values[first + weight * lanes]);
+            let mut difference = x.saturating_sub(self.values()[first + weight * lanes]);
             for _ in 0..self.doublings {
                 difference = difference.saturating_add(difference);
             }
@@ -111,32 +121,21 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// Those that this machine and this trellis allow, the fastest last.
-    pub(super) fn available(tables: &Tables) -> Vec<Self> {
-        let mut engines = vec![Self::Reference];
-        if tables.num_low() >= LANES {
-            engines.push(Self::Portable);
-            #[cfg(target_arch = "x86_64")]
-            engines.extend(super::x86_64::Avx2::new().map(Self::Avx2));
-            #[cfg(target_arch = "x86_64")]
-            engines.extend(super::x86_64::Avx512::new().map(Self::Avx512));
+    /// The fastest that this trellis and `simd` allow.
+    pub(super) fn new(tables: &Tables, simd: Simd) -> Self {
+        if tables.num_low() < LANES {
+            return Self::Reference;
         }
-        engines
-    }
-
-    /// The fastest that this machine, this trellis and `simd` allow.
-    pub(super) fn detect(tables: &Tables, simd: Simd) -> Self {
-        let fastest = Self::available(tables).into_iter().rev().find(|engine| engine.needs() <= simd);
-        fastest.expect("the reference is always there")
-    }
-
-    const fn needs(self) -> Simd {
-        match self {
-            Self::Reference | Self::Portable => Simd::Portable,
+        match simd.level() {
+            SimdLevel::Portable => Self::Portable,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => Simd::Avx2,
+            SimdLevel::Avx2 => super::x86_64::Avx2::new(simd).map_or(Self::Portable, Self::Avx2),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => Simd::Avx512,
+            SimdLevel::Avx512 | SimdLevel::Avx512Vbmi => {
+                super::x86_64::Avx512::new(simd).map_or(Self::Portable, Self::Avx512)
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => Self::Portable,
         }
     }
 
@@ -184,7 +183,7 @@ fn step_portable<const WEIGHTS: usize, const BITS: u32>(
     let doublings = if WEIGHTS == 2 { 0 } else { BITS - 2 };
     let num_low = tables.num_low();
     let mut least = [u16::MAX; LANES];
-    let blocks = tables.values.chunks_exact((WEIGHTS * LANES) << BITS);
+    let blocks = tables.values().chunks_exact((WEIGHTS * LANES) << BITS);
     for (block, (table, new)) in blocks.zip(new.chunks_exact_mut(LANES)).enumerate() {
         let mut best = [u16::MAX; LANES];
         for (high, values) in table.chunks_exact(WEIGHTS * LANES).enumerate() {
@@ -230,7 +229,7 @@ impl<'a> Search<'a> {
     }
 
     /// Finds windows for the weights of `tile` and writes the `k`-bit chunk of each step into `chunks`.
-    pub(super) fn run(&mut self, tile: &[f32], chunks: &mut [u32]) {
+    pub(super) fn run(&mut self, tile: &[f32], chunks: &mut [u8]) {
         for (target, weights) in self.targets.iter_mut().zip(tile.chunks_exact(self.tables.step.weights)) {
             for (fixed, &weight) in target.iter_mut().zip(weights) {
                 *fixed = self.tables.quantize(weight);
@@ -239,7 +238,7 @@ impl<'a> Search<'a> {
         let steps = self.targets.len();
         let seam = self.find_seam();
         self.forward(0, steps, Some(seam));
-        self.backward(0, steps, seam, |t, s| chunks[t] = s as u32 & ((1 << self.tables.step.bits) - 1));
+        self.backward(0, steps, seam, |t, s| chunks[t] = (s & ((1 << self.tables.step.bits) - 1)) as u8);
     }
 
     /// The low bits of the state between the last step and the first, by a free search over the steps around it.
@@ -319,7 +318,8 @@ mod tests {
                 chunks
             };
             let expected = run(Engine::Reference);
-            for engine in Engine::available(&tables) {
+            for simd in Simd::available() {
+                let engine = Engine::new(&tables, simd);
                 prop_assert_eq!(run(engine), expected.clone(), "{:?}", engine);
             }
         }
@@ -335,7 +335,7 @@ mod tests {
             window in 8u32..=12
         ) {
             let tables = Tables::new(Hash::new(weights), Step { weights, bits }, window);
-            let mut search = Search::new(&tables, Engine::detect(&tables, Simd::Avx512), tile.len());
+            let mut search = Search::new(&tables, Engine::new(&tables, Simd::detect()), tile.len());
             let steps = tile.len() / weights;
             let mut chunks = vec![0; steps];
             search.run(&tile, &mut chunks);

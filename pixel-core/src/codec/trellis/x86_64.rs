@@ -5,6 +5,7 @@
 //! `2^k` neighbouring states.
 
 use super::viterbi::{LANES, Tables};
+use crate::simd::{Simd, SimdLevel};
 use std::arch::x86_64::*;
 
 /// Proof that AVX2 may run.
@@ -16,9 +17,9 @@ pub(super) struct Avx2(());
 pub(super) struct Avx512(());
 
 impl Avx2 {
-    /// The capability, if this machine has it.
-    pub(super) fn new() -> Option<Self> {
-        is_x86_feature_detected!("avx2").then_some(Self(()))
+    /// The capability, if `simd` has it.
+    pub(super) fn new(simd: Simd) -> Option<Self> {
+        (simd.level() >= SimdLevel::Avx2).then_some(Self(()))
     }
 
     /// See [`Engine::step`](super::viterbi::Engine).
@@ -26,19 +27,22 @@ impl Avx2 {
         check_bounds(tables, old, new);
         // SAFETY: `self` proves AVX2; the lengths that the pointers rely on were checked above.
         unsafe {
-            match (tables.step.weights, tables.doublings) {
-                (2, _) => step_avx2::<2, 0>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
-                (_, 1) => step_avx2::<1, 1>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
-                _ => step_avx2::<1, 2>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
+            match (tables.step.weights, tables.step.bits) {
+                (2, 2) => step_avx2::<2, 2>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
+                (2, 3) => step_avx2::<2, 3>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
+                (2, 4) => step_avx2::<2, 4>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
+                (2, _) => step_avx2::<2, 5>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
+                (_, 3) => step_avx2::<1, 3>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
+                _ => step_avx2::<1, 4>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
             }
         }
     }
 }
 
 impl Avx512 {
-    /// The capability, if this machine has it.
-    pub(super) fn new() -> Option<Self> {
-        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")).then_some(Self(()))
+    /// The capability, if `simd` has it.
+    pub(super) fn new(simd: Simd) -> Option<Self> {
+        (simd.level() >= SimdLevel::Avx512).then_some(Self(()))
     }
 
     /// See [`Engine::step`](super::viterbi::Engine).
@@ -46,10 +50,13 @@ impl Avx512 {
         check_bounds(tables, old, new);
         // SAFETY: `self` proves AVX-512 F and BW; the lengths that the pointers rely on were checked above.
         unsafe {
-            match (tables.step.weights, tables.doublings) {
-                (2, _) => step_avx512::<2, 0>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
-                (_, 1) => step_avx512::<1, 1>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
-                _ => step_avx512::<1, 2>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
+            match (tables.step.weights, tables.step.bits) {
+                (2, 2) => step_avx512::<2, 2>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
+                (2, 3) => step_avx512::<2, 3>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
+                (2, 4) => step_avx512::<2, 4>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
+                (2, _) => step_avx512::<2, 5>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
+                (_, 3) => step_avx512::<1, 3>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
+                _ => step_avx512::<1, 4>(tables, target, floor, old.as_ptr(), new.as_mut_ptr()),
             }
         }
     }
@@ -58,15 +65,17 @@ impl Avx512 {
 /// What the vector code relies on.
 fn check_bounds(tables: &Tables, old: &[u16], new: &[u16]) {
     let num_low = tables.num_low();
-    assert!(num_low.is_multiple_of(LANES) && tables.step.bits <= 5, "a trellis too small for vectors");
+    assert!(num_low.is_multiple_of(LANES), "a trellis too small for vectors");
+    assert!(matches!((tables.step.weights, tables.step.bits), (2, 2..=5) | (1, 3..=4)), "no step of {:?}", tables.step);
     assert!(old.len() >= num_low + LANES && new.len() >= num_low, "cost arrays too short");
-    assert_eq!(tables.values.len(), tables.step.weights << tables.window, "table size");
+    assert_eq!(tables.values().len(), tables.step.weights << tables.window, "table size");
 }
 
 /// # Safety
-/// The machine has AVX2, and [`check_bounds`] passed for the slices behind the pointers.
+/// The machine has AVX2, [`check_bounds`] passed for the slices behind the
+/// pointers, and the step is of `WEIGHTS` weights and `BITS` bits.
 #[target_feature(enable = "avx2")]
-unsafe fn step_avx2<const WEIGHTS: usize, const DOUBLINGS: u32>(
+unsafe fn step_avx2<const WEIGHTS: usize, const BITS: u32>(
     tables: &Tables,
     target: [i16; 2],
     floor: u16,
@@ -74,30 +83,32 @@ unsafe fn step_avx2<const WEIGHTS: usize, const DOUBLINGS: u32>(
     new: *mut u16,
 ) -> u16 {
     const HALF: usize = LANES / 2;
-    let (num_low, bits) = (tables.num_low(), tables.step.bits);
+    let num_low = tables.num_low();
+    // `tables.doublings`, known to the compiler.
+    let doublings = if WEIGHTS == 2 { 0 } else { BITS - 2 };
     let targets = [_mm256_set1_epi16(target[0]), _mm256_set1_epi16(target[1])];
     let floor = _mm256_set1_epi16(floor as i16);
     // Lane `i` takes the predecessor cost `i >> k` of the eight loaded.
-    let spread: [u8; 32] = std::array::from_fn(|byte| (((byte / 2) >> bits) * 2 + byte % 2) as u8);
+    let spread: [u8; 32] = std::array::from_fn(|byte| (((byte / 2) >> BITS) * 2 + byte % 2) as u8);
     // SAFETY: an array of 32 bytes.
     let spread = unsafe { _mm256_loadu_si256(spread.as_ptr().cast()) };
     let mut least = _mm256_set1_epi16(-1);
-    let mut values = tables.values.as_ptr();
+    let mut values = tables.values().as_ptr();
     for block in (0..num_low).step_by(LANES) {
         let mut best = [_mm256_set1_epi16(-1); 2];
-        for high in 0..1usize << bits {
+        for high in 0..1usize << BITS {
             for (half, best) in best.iter_mut().enumerate() {
                 let mut cost = _mm256_setzero_si256();
                 for (weight, &target) in targets.iter().enumerate().take(WEIGHTS) {
                     // SAFETY: the block's values, as laid out by `Tables::new`.
                     let value = unsafe { _mm256_loadu_si256(values.add(weight * LANES + half * HALF).cast()) };
                     let mut difference = _mm256_subs_epi16(target, value);
-                    for _ in 0..DOUBLINGS {
+                    for _ in 0..doublings {
                         difference = _mm256_adds_epi16(difference, difference);
                     }
                     cost = _mm256_adds_epu16(cost, _mm256_mulhi_epi16(difference, difference));
                 }
-                let from = (high * num_low + block + half * HALF) >> bits;
+                let from = (high * num_low + block + half * HALF) >> BITS;
                 // SAFETY: `from` < J, and `LANES` more values can be read.
                 let costs = unsafe { _mm_loadu_si128(old.add(from).cast()) };
                 let costs = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(costs), spread);
@@ -118,38 +129,41 @@ unsafe fn step_avx2<const WEIGHTS: usize, const DOUBLINGS: u32>(
 }
 
 /// # Safety
-/// The machine has AVX-512 F and BW, and [`check_bounds`] passed for the slices behind the pointers.
+/// The machine has AVX-512 F and BW, [`check_bounds`] passed for the slices behind the
+/// pointers, and the step is of `WEIGHTS` weights and `BITS` bits.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn step_avx512<const WEIGHTS: usize, const DOUBLINGS: u32>(
+unsafe fn step_avx512<const WEIGHTS: usize, const BITS: u32>(
     tables: &Tables,
     target: [i16; 2],
     floor: u16,
     old: *const u16,
     new: *mut u16,
 ) -> u16 {
-    let (num_low, bits) = (tables.num_low(), tables.step.bits);
+    let num_low = tables.num_low();
+    // `tables.doublings`, known to the compiler.
+    let doublings = if WEIGHTS == 2 { 0 } else { BITS - 2 };
     let targets = [_mm512_set1_epi16(target[0]), _mm512_set1_epi16(target[1])];
     let floor = _mm512_set1_epi16(floor as i16);
     // Lane `i` takes the predecessor cost `i >> k` of the 32 loaded.
-    let spread: [u16; LANES] = std::array::from_fn(|lane| (lane >> bits) as u16);
+    let spread: [u16; LANES] = std::array::from_fn(|lane| (lane >> BITS) as u16);
     // SAFETY: an array of 64 bytes.
     let spread = unsafe { _mm512_loadu_si512(spread.as_ptr().cast()) };
     let mut least = _mm512_set1_epi16(-1);
-    let mut values = tables.values.as_ptr();
+    let mut values = tables.values().as_ptr();
     for block in (0..num_low).step_by(LANES) {
         let mut best = _mm512_set1_epi16(-1);
-        for high in 0..1usize << bits {
+        for high in 0..1usize << BITS {
             let mut cost = _mm512_setzero_si512();
             for (weight, &target) in targets.iter().enumerate().take(WEIGHTS) {
                 // SAFETY: the block's values, as laid out by `Tables::new`.
                 let value = unsafe { _mm512_loadu_si512(values.add(weight * LANES).cast()) };
                 let mut difference = _mm512_subs_epi16(target, value);
-                for _ in 0..DOUBLINGS {
+                for _ in 0..doublings {
                     difference = _mm512_adds_epi16(difference, difference);
                 }
                 cost = _mm512_adds_epu16(cost, _mm512_mulhi_epi16(difference, difference));
             }
-            let from = (high * num_low + block) >> bits;
+            let from = (high * num_low + block) >> BITS;
             // SAFETY: `from` < J, and `LANES` more values can be read.
             let costs = unsafe { _mm512_loadu_si512(old.add(from).cast()) };
             let costs = _mm512_permutexvar_epi16(spread, costs);

@@ -1,0 +1,224 @@
+//! Every product, for every set of instructions, against a plain one in f64.
+
+use super::Arithmetic;
+use crate::codec::CodecSpec;
+use crate::matrix::Shape;
+use crate::packed::PackedHeader;
+use crate::rotation::split_mix;
+use crate::simd::{Simd, SimdLevel};
+use crate::synthesis::KernelForm;
+use proptest::prelude::*;
+
+const CODECS: [&str; 21] = [
+    "trellis:1",
+    "trellis:1.5",
+    "trellis:2",
+    "trellis:2:window=12",
+    "trellis:2.5",
+    "trellis:2.5:window=11",
+    "trellis:3",
+    "trellis:3:window=12",
+    "trellis:4",
+    "additive:1",
+    "additive:1.5",
+    "additive:2",
+    "additive:3",
+    "additive:4",
+    "uniform:3:group=8",
+    "uniform:2",
+    "uniform:3:group=32",
+    "uniform:5:group=16",
+    "uniform:6",
+    "uniform:8",
+    "matching:2:patterns=6",
+];
+
+fn form(codec: &str, d_output: usize, d_input: usize, seed: u64) -> KernelForm {
+    let codec: CodecSpec = codec.parse().unwrap();
+    let shape = Shape::new(d_output, d_input).unwrap();
+    let header = PackedHeader { shape, codec, rotation: None, exponent: 0, protected: 0 };
+    let mut count = 0;
+    let words = || {
+        count += 1;
+        split_mix(seed, count) as u32
+    };
+    let mut form = KernelForm::random(&header, 1.0, words).unwrap();
+    for (i, scale) in form.scales.iter_mut().enumerate() {
+        *scale *= 0.5 + (split_mix(!seed, i as u64) >> 40) as f32 / (1u64 << 24) as f32;
+    }
+    form
+}
+
+fn activations(len: usize, seed: u64) -> Vec<f32> {
+    (0..len).map(|i| (split_mix(seed, i as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
+}
+
+/// The weight by the layout's own decoder, scaled, in f64.
+fn weight(form: &KernelForm) -> Vec<f64> {
+    let (layout, n) = (form.layout, form.layout.shape().d_input());
+    let mut rows = vec![0.0; layout.shape().num_weights()];
+    for (band, rows) in rows.chunks_mut(layout.band_height() * n).enumerate() {
+        let simd = Simd::at_most(SimdLevel::Portable);
+        layout.decode_columns(simd, &form.codes, &form.dictionary, band, 0..n, rows);
+    }
+    let scale = |i: usize| form.scales[i / n * layout.scales_per_row() + i % n / layout.scale_group()];
+    rows.iter().enumerate().map(|(i, value)| f64::from(*value) * f64::from(scale(i))).collect()
+}
+
+/// How far an output may be from the definition.
+fn tolerance(form: &KernelForm, codec: &str, w: &[f64], x: &[f32], arithmetic: Arithmetic, scale: f32) -> f64 {
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
+    let (w_norm, x_norm) = (norm(&mut w.iter().copied()), norm(&mut x.iter().map(|x| f64::from(*x))));
+    let peak = x.iter().fold(0f64, |peak, x| peak.max(f64::from(x.abs())));
+    // The terms of a weight may cancel, so that their sums round more than the weight's norm says.
+    let terms = if codec.starts_with("trellis") { 1.0 } else { 4.0 };
+    let rounding = terms * 16.0 * f64::from(f32::EPSILON) * (w.len() as f64).sqrt() * x_norm * w_norm + 1e-30;
+    match arithmetic {
+        Arithmetic::F32 => rounding,
+        Arithmetic::Integer if codec.starts_with("trellis") => {
+            rounding + w.iter().map(|w| w.abs()).sum::<f64>() * peak / 65534.0
+        }
+        Arithmetic::Integer if codec.starts_with("additive") => {
+            // Half a step for each table, the step that of the largest possible value.
+            let groups = x.chunks(8).map(|group| norm(&mut group.iter().map(|x| f64::from(*x)))).fold(0.0, f64::max);
+            let patterns = form.dictionary.chunks_exact(8).map(|p| norm(&mut p.iter().map(|p| f64::from(*p))));
+            let step = groups * patterns.fold(0.0, f64::max) / 32767.0;
+            let fields = x.len().div_ceil(8) * form.dictionary.len() / 128;
+            rounding + 0.51 * step * fields as f64 * f64::from(scale)
+        }
+        Arithmetic::Integer => rounding,
+    }
+}
+
+fn check(codec: &str, d_output: usize, d_input: usize, batch: usize, seed: u64, magnitude: f32) {
+    let form = form(codec, d_output, d_input, seed);
+    let weight = weight(&form);
+    let x: Vec<f32> = activations(batch * d_input, seed ^ 1).iter().map(|x| x * magnitude).collect();
+    for simd in Simd::available() {
+        for arithmetic in [Arithmetic::F32, Arithmetic::Integer] {
+            let slices = form.as_slices().with_simd(simd).with_arithmetic(arithmetic);
+            let mut y = vec![f32::NAN; batch * d_output];
+            slices.linear(&x, &mut y);
+            for (b, (x, y)) in x.chunks_exact(d_input).zip(y.chunks_exact(d_output)).enumerate() {
+                for (row, (w, y)) in weight.chunks_exact(d_input).zip(y).enumerate() {
+                    let expected: f64 = w.iter().zip(x).map(|(w, x)| w * f64::from(*x)).sum();
+                    let bound =
+                        tolerance(&form, codec, w, x, arithmetic, form.scales[row * form.layout.scales_per_row()]);
+                    let error = (f64::from(*y) - expected).abs();
+                    assert!(
+                        error <= bound,
+                        "{codec} {d_output}×{d_input}, {simd:?}, {arithmetic:?}, batch row {b} of {batch}, output {row}: {y} for {expected}, off by {error:e} > {bound:e}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_every_codec_and_batch_are_those_of_the_dense_weight() {
+    for codec in CODECS {
+        for batch in [1, 2, 3, 4, 7, 8, 9, 19] {
+            check(codec, 96, 200, batch, 5, 1.0);
+            // Whole steps of every kernel.
+            check(codec, 70, 192, batch, 8, 1.0);
+        }
+    }
+}
+
+#[test]
+fn wide_and_tall_weights_are_multiplied() {
+    // More columns than the integers of one chunk or the tables of one, more strips than a band.
+    for codec in ["trellis:2", "trellis:4", "additive:2", "additive:1.5", "uniform:4"] {
+        check(codec, 40, 4800, 2, 6, 1.0);
+        check(codec, 1100, 64, 1, 7, 1.0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn products_of_any_shape_are_those_of_the_dense_weight(
+        codec in prop::sample::select(CODECS.to_vec()),
+        d_output in 1usize..140,
+        d_input in 1usize..300,
+        batch in 1usize..11,
+        seed in any::<u64>(),
+        exponent in -20i32..20,
+    ) {
+        check(codec, d_output, d_input, batch, seed, 2f32.powi(exponent));
+    }
+
+    #[test]
+    fn synthesis_is_the_same_to_the_bit_on_every_level(
+        codec in prop::sample::select(CODECS.to_vec()), d_output in 1usize..140, d_input in 1usize..140, seed in any::<u64>(),
+    ) {
+        let form = form(codec, d_output, d_input, seed);
+        let synthesize = |simd| {
+            let mut out = vec![f32::NAN; d_output * d_input];
+            form.as_slices().with_simd(simd).synthesize(&mut out);
+            out
+        };
+        let expected = synthesize(Simd::at_most(SimdLevel::Portable));
+        for simd in Simd::available() {
+            prop_assert_eq!(synthesize(simd), expected.clone(), "{:?}", simd);
+        }
+    }
+}
+
+#[test]
+fn the_integers_of_the_largest_weights_do_not_overflow() {
+    // Every window the one with the largest sum of fields, every activation the largest.
+    for codec in ["trellis:2", "trellis:4", "trellis:1"] {
+        let mut form = form(codec, 32, 2048, 1);
+        let hash = match form.layout {
+            crate::codec::CodecLayout::Trellis(layout) => layout.hash,
+            _ => unreachable!(),
+        };
+        // All windows of a string of equal nibbles are equal.
+        let sum = |s: u32| hash.integers(s).iter().sum::<i32>();
+        let nibble = (0..16u32).max_by_key(|nibble| sum(nibble * 0x1111).abs()).unwrap();
+        form.codes.fill(nibble * 0x1111_1111);
+        let w = weight(&form);
+        for sign in [1.0, -1.0] {
+            let x = vec![sign * 3.0f32; 2048];
+            for simd in Simd::available() {
+                let mut y = vec![0.0; 32];
+                form.as_slices().with_simd(simd).linear(&x, &mut y);
+                for (w, y) in w.chunks_exact(2048).zip(&y) {
+                    let expected: f64 = w.iter().sum::<f64>() * f64::from(x[0]);
+                    let size: f64 = w.iter().map(|w| w.abs()).sum::<f64>() * 3.0;
+                    assert!((f64::from(*y) - expected).abs() <= 1e-4 * size, "{codec}, {simd:?}: {y} for {expected}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_passed_on() {
+    for codec in CODECS {
+        let form = form(codec, 40, 64, 3);
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for simd in Simd::available() {
+                let mut x = activations(64, 2);
+                x[9] = value;
+                let mut y = vec![0.0; 40];
+                form.as_slices().with_simd(simd).linear(&x, &mut y);
+                assert!(y.iter().all(|y| !y.is_finite()), "{codec} {simd:?} {value}: {y:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn inputs_of_zero_give_zero() {
+    for codec in CODECS {
+        let form = form(codec, 40, 64, 3);
+        for simd in Simd::available() {
+            let mut y = vec![1.0; 80];
+            form.as_slices().with_simd(simd).linear(&[0.0; 128], &mut y);
+            assert!(y.iter().all(|y| *y == 0.0), "{codec} {simd:?}: {y:?}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Products with a trellis-coded weight, in integers: the hash of a window is a sum of its fields, and a sum of fields times
+//! an activation of 16 bits is one instruction.
+//!
+//! A tile is 32 rows × 8 columns. In the words of a tile a row is `8·bits` consecutive bits, the last row first, and the
+//! windows of a row begin within them: row `r`, step `q` counted from the end of the row, begins at bit
+//! `(31 − r)·row_bits + q·k`. So the same step of all rows is a register of equal shifts, and all of it is multiplied by the
+//! activations of the same columns: what adds up in a lane belongs to one row.
+
+use super::activations::quantize;
+use super::scratch::Scratch;
+use super::trellis_avx2::Avx2Kernel;
+use super::trellis_avx512::Avx512Kernel;
+use super::{Product, for_each_band};
+use crate::codec::CodecLayout;
+use crate::codec::trellis::TrellisLayout;
+use crate::simd::Simd;
+use std::ops::Range;
+
+/// Rows of a tile.
+pub(super) const ROWS: usize = 32;
+
+/// Columns of a tile.
+pub(super) const COLS: usize = 8;
+
+/// Tiles whose products are summed as integers: the sums of two products of 510 and 32767 over 8 columns fit 31 bits.
+pub(super) const CHUNK: usize = 16;
+
+/// Multiply-adds a nanosecond, roughly.
+const RATE: usize = 20;
+
+/// Rows of activations that one pass over the codes serves, at most.
+pub(super) const MAX_BATCH: usize = 8;
+
+/// What a kernel reads of the activations of up to [`MAX_BATCH`] rows.
+#[derive(Clone, Copy)]
+pub(super) struct Activations<'a> {
+    /// `[tiles, batch]`, the columns of a tile.
+    integers: &'a [[i16; COLS]],
+    /// `[chunks, batch]`, what the lanes of the even and the odd pairs of columns have too much for fields that count from
+    /// zero.
+    excess: &'a [[i32; 2]],
+    /// Rows: a power of two up to [`MAX_BATCH`].
+    pub(super) batch: usize,
+}
+
+impl<'a> Activations<'a> {
+    /// Chunk by chunk the columns of its tiles, `[tiles, B]`, and its excess, for the batch `B`.
+    pub(super) fn chunks<const B: usize>(self) -> impl Iterator<Item = (&'a [[[i16; COLS]; B]], &'a [[i32; 2]; B])> {
+        assert_eq!(self.batch, B, "rows of activations");
+        self.integers.as_chunks::<B>().0.chunks(CHUNK).zip(self.excess.as_chunks::<B>().0)
+    }
+}
+
+/// What the fields of a weight add up to when the weight is zero, where the kernel does not take it away itself.
+const fn offset(layout: &TrellisLayout) -> i32 {
+    if layout.step.weights == 2 { 30 } else { 0 }
+}
+
+/// The activations of a batch, rounded.
+struct Rounded {
+    /// Per block of rows: `[tiles, rows]`.
+    integers: Scratch<[i16; COLS]>,
+    /// Per block: `[chunks, rows]`.
+    excess: Scratch<[i32; 2]>,
+    /// What an integer of a row stands for, `[batch]`.
+    steps: Scratch<f32>,
+    tiles: usize,
+}
+
+impl Rounded {
+    /// Rounds `x` `[batch, d_input]`; `None` if a row cannot be.
+    fn new(layout: &TrellisLayout, simd: Simd, x: &[f32]) -> Option<Self> {
+        let (n, tiles) = (layout.grid.shape.d_input(), layout.grid.tile_cols());
+        let (batch, chunks) = (x.len() / n, tiles.div_ceil(CHUNK));
+        let padded = batch / MAX_BATCH * MAX_BATCH + block_width(batch % MAX_BATCH);
+        let mut row = Scratch::<[i16; COLS]>::new(tiles);
+        let (mut integers, mut excess) = (Scratch::new(padded * tiles), Scratch::new(padded * chunks));
+        let mut steps = Scratch::new(batch);
+        for b in 0..padded {
+            let (first, within) = (b / MAX_BATCH * MAX_BATCH, b % MAX_BATCH);
+            let width = block_width((batch - first).min(MAX_BATCH));
+            match x.chunks_exact(n).nth(b) {
+                Some(x) => steps[b] = quantize(simd, x, row.as_flattened_mut())?,
+                None => row.fill([0; COLS]),
+            }
+            let block = &mut integers[first * tiles..][..width * tiles];
+            for (tile, values) in row.iter().enumerate() {
+                block[tile * width + within] = *values;
+            }
+            let block = &mut excess[first * chunks..][..width * chunks];
+            for (chunk, values) in row.chunks(CHUNK).enumerate() {
+                let mut sums = [0; 2];
+                for pairs in values.as_flattened().as_chunks::<4>().0 {
+                    sums[0] += i32::from(pairs[0]) + i32::from(pairs[1]);
+                    sums[1] += i32::from(pairs[2]) + i32::from(pairs[3]);
+                }
+                block[chunk * width + within] = sums.map(|sum| sum * offset(layout));
+            }
+        }
+        Some(Self { integers, excess, steps, tiles })
+    }
+
+    /// The block of rows from `first` on.
+    fn block(&self, first: usize) -> Activations<'_> {
+        let batch = block_width((self.steps.len() - first).min(MAX_BATCH));
+        let (tiles, chunks) = (self.tiles, self.tiles.div_ceil(CHUNK));
+        Activations {
+            integers: &self.integers[first * tiles..][..batch * tiles],
+            excess: &self.excess[first * chunks..][..batch * chunks],
+            batch,
+        }
+    }
+}
+
+/// The rows of a block for `rows` of a batch: kernels exist for powers of two, and what is missing is zero.
+const fn block_width(rows: usize) -> usize {
+    if rows == 0 { 0 } else { rows.next_power_of_two() }
+}
+
+/// `x·Wᵀ`, `[d_output, batch]`, for `x` `[batch, d_input]`; `false`, and `out` as it was, if there is no kernel
+/// for the layout or `x` cannot be rounded.
+pub(super) fn linear(product: &Product<'_>, layout: &TrellisLayout, x: &[f32], out: &mut [f32]) -> bool {
+    let Some(kernel) = Kernel::new(layout, product.simd) else { return false };
+    let Some(rounded) = Rounded::new(layout, product.simd, x) else { return false };
+    let batch = rounded.steps.len();
+    let band_words = rounded.tiles * layout.tile_words();
+    let unit = f64::from(product.dictionary[0]);
+    for_each_band(out, ROWS * batch, product.is_parallel(batch, RATE), |band, out| {
+        let words = &product.codes[band * band_words..][..band_words];
+        let scales = &product.scales[band * ROWS..];
+        for first in (0..batch).step_by(MAX_BATCH) {
+            let activations = rounded.block(first);
+            let mut sums = [[0.0; ROWS]; MAX_BATCH];
+            kernel.run(words, activations, &mut sums);
+            for (b, sums) in (first..).zip(&sums[..activations.batch.min(batch - first)]) {
+                let step = unit * f64::from(rounded.steps[b]);
+                for (row, (sum, scale)) in out.chunks_exact_mut(batch).zip(sums.iter().zip(scales)) {
+                    row[b] = (f64::from(*sum) * step * f64::from(*scale)) as f32;
+                }
+            }
+        }
+    });
+    true
+}
+
+/// The kernel of the highest level that has one.
+#[derive(Debug)]
+pub(super) enum Kernel {
+    Avx2(Avx2Kernel),
+    Avx512(Box<Avx512Kernel>),
+}
+
+impl Kernel {
+    pub(super) fn new(layout: &TrellisLayout, simd: Simd) -> Option<Self> {
+        let tile = layout.grid.tile;
+        if (tile.rows, tile.cols) != (ROWS, COLS) {
+            return None;
+        }
+        let avx512 = Avx512Kernel::new(layout, simd).map(|kernel| Self::Avx512(Box::new(kernel)));
+        avx512.or_else(|| Avx2Kernel::new(layout, simd).map(Self::Avx2))
+    }
+
+    /// Decodes columns `columns` of band `band` into `rows`, `[rows of the band, columns]`, in units of the scales; `false`
+    /// if the kernel cannot, or if they are not whole tiles.
+    pub(super) fn decode(&self, product: &Product<'_>, band: usize, columns: Range<usize>, rows: &mut [f32]) -> bool {
+        let CodecLayout::Trellis(layout) = &product.layout else { return false };
+        if rows.len() != ROWS * columns.len() || !columns.len().is_multiple_of(COLS) {
+            return false;
+        }
+        let first = band * layout.grid.tile_cols() + columns.start / COLS;
+        let words = &product.codes[first * layout.tile_words()..][..columns.len() / COLS * layout.tile_words()];
+        match self {
+            Self::Avx512(kernel) => kernel.decode(words, product.dictionary[0], rows),
+            Self::Avx2(_) => return false,
+        }
+        true
+    }
+
+    fn run(&self, words: &[u32], activations: Activations<'_>, sums: &mut [[f32; ROWS]; MAX_BATCH]) {
+        match self {
+            Self::Avx2(kernel) => kernel.run(words, activations, sums),
+            Self::Avx512(kernel) => kernel.run(words, activations, sums),
+        }
+    }
+}
