@@ -31,8 +31,8 @@
 //!
 //! # Limits
 //! A record holds codes, scales and dictionary, not shape, codec and rotation: it is loaded into a layer made with the
-//! same configuration. Codes are never trained. The kernels are correct, and neither tuned nor
-//! measured for speed yet.
+//! same configuration. Codes are never trained. Products are tuned for x86-64; the GPU
+//! kernels have not been timed.
 
 pub mod attention;
 pub mod calibration;
@@ -44,6 +44,7 @@ mod linear;
 pub mod models;
 pub mod projection;
 pub mod replace;
+mod shared_input;
 mod synthesis;
 mod weight;
 
@@ -57,5 +58,6 @@ pub use replace::{
     CompressionReport, PatternParam, ReplaceConfig, replace_linear_layers, replace_skeleton, replaced_parameters,
     restore_dense,
 };
+pub use shared_input::SharedInput;
 pub use synthesis::{SynthesisMode, WeightCache};
 pub use weight::{PatternWeight, ProtectedParams};

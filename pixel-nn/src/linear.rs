@@ -3,6 +3,7 @@
 use crate::calibration;
 use crate::dense::PixelModule;
 use crate::error::LayerError;
+use crate::shared_input::SharedInput;
 use crate::synthesis::SynthesisMode;
 use crate::weight::{PatternWeight, read_floats};
 use burn::config::Config;
@@ -225,11 +226,19 @@ impl PIXELLinear {
     /// # Panics
     /// If the last axis of `input` is not `d_input`.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let d_input = self.d_input();
+        self.forward_shared(&input.into())
+    }
+
+    /// [`forward`](Self::forward) of an input that other layers read as well.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_shared<const D: usize>(&self, shared: &SharedInput<D>) -> Tensor<D> {
+        let (d_input, input) = (self.d_input(), shared.get());
         assert_shape!(input, [.., d_input]);
         let weight = self.weight.codes().id;
         calibration::observe(weight, &input);
-        let mut output = self.weight.linear(input.clone(), &self.synthesis);
+        let mut output = self.weight.linear_shared(shared, &self.synthesis);
         if let Some(LowRank { down, up }) = &self.low_rank {
             let dtype = output.dtype();
             let inner = burn::tensor::module::linear(input, down.val().cast(dtype), None);

@@ -4,6 +4,7 @@ use crate::calibration;
 use crate::dense::PixelModule;
 use crate::error::LayerError;
 use crate::linear::PIXELLinear;
+use crate::shared_input::SharedInput;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::nn::Linear;
 use burn::tensor::Tensor;
@@ -40,6 +41,17 @@ impl Projection {
                 calibration::tap(linear.weight.id, linear.forward(input))
             }
             Self::Pixel(linear) => linear.forward(input),
+        }
+    }
+
+    /// [`forward`](Self::forward) of an input that other maps read as well.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_shared<const D: usize>(&self, input: &SharedInput<D>) -> Tensor<D> {
+        match self {
+            Self::Dense(_) => self.forward(input.get()),
+            Self::Pixel(linear) => linear.forward_shared(input),
         }
     }
 

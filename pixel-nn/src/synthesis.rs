@@ -3,18 +3,32 @@
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::{Device, Tensor};
 use pixel_core::lru::Lru;
+use pixel_core::synthesis::Arithmetic;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// How a layer gets at its weights.
 #[derive(Debug, Clone, Default)]
 pub enum SynthesisMode {
-    /// Weights are decoded in registers, product by product, and never stored: the least memory. The default.
+    /// Weights are decoded in registers, product by product, and never stored: the least memory, and the fastest. Products on
+    /// a CPU may round activations to 16 bits, as [`Arithmetic::Integer`] says. The default.
     #[default]
     OnDemand,
+    /// As [`OnDemand`](Self::OnDemand), everything in f32.
+    OnDemandF32,
     /// The dense weight is kept in the cache while there is room: dense speed for the layers that fit. Training goes on
     /// demand all the same.
     Cached(WeightCache),
+}
+
+impl SynthesisMode {
+    /// What products with patterns compute with.
+    pub const fn arithmetic(&self) -> Arithmetic {
+        match self {
+            Self::OnDemand => Arithmetic::Integer,
+            Self::OnDemandF32 | Self::Cached(_) => Arithmetic::F32,
+        }
+    }
 }
 
 /// Dense weights by the numbers of their slots.

@@ -1,6 +1,7 @@
 //! A weight that is patterns: codes, scales and dictionary as parameters.
 
 use crate::error::LayerError;
+use crate::shared_input::SharedInput;
 use crate::synthesis::{Slot, SynthesisMode};
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Distribution, Int, Tensor};
@@ -8,7 +9,7 @@ use pixel_core::backend::{PatternTensors, ProtectedTensors, RotationTensors, che
 use pixel_core::codec::CodecLayout;
 use pixel_core::metrics::bits_per_weight;
 use pixel_core::packed::spec_streams;
-use pixel_core::synthesis::KernelForm;
+use pixel_core::synthesis::{Arithmetic, KernelForm};
 use pixel_core::{CodecSpec, PackedHeader, PackedWeight, Shape};
 use std::sync::Arc;
 
@@ -192,6 +193,7 @@ impl PatternWeight {
                 .protected
                 .as_ref()
                 .map(|protected| ProtectedTensors { columns: protected.columns.val(), values: protected.values.val() }),
+            arithmetic: Arithmetic::default(),
         }
     }
 
@@ -200,8 +202,25 @@ impl PatternWeight {
     /// # Panics
     /// If the last axis of `x` is not `d_input`.
     pub fn linear<const D: usize>(&self, x: Tensor<D>, mode: &SynthesisMode) -> Tensor<D> {
+        self.linear_shared(&x.into(), mode)
+    }
+
+    /// [`linear`](Self::linear) of an input that other weights read as well.
+    ///
+    /// # Panics
+    /// As [`linear`](Self::linear).
+    pub fn linear_shared<const D: usize>(&self, input: &SharedInput<D>, mode: &SynthesisMode) -> Tensor<D> {
+        let x = input.get();
         match self.cached(&x.device(), mode) {
-            None => self.tensors().linear(x),
+            None => {
+                let tensors = self.tensors().with_arithmetic(mode.arithmetic());
+                // Protected columns leave the input before it is rotated, each weight its own.
+                if tensors.protected.is_some() {
+                    tensors.linear(x)
+                } else {
+                    tensors.linear_rotated(input.rotated(&tensors))
+                }
+            }
             Some(weight) => {
                 // In f32 as on demand, whatever the type of `x`; with two axes, since Flex copies a transposed weight in
                 // every product of more.

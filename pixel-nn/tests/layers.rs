@@ -10,7 +10,7 @@ use pixel_core::recipe::Recipe;
 use pixel_core::{CodecSpec, EncodeOptions, Matrix, PackedWeight, Shape, compress, compress_owned};
 use pixel_nn::{
     LayerError, LowRank, PIXELAttentionConfig, PIXELEmbedding, PIXELEmbeddingConfig, PIXELLinear, PIXELLinearConfig,
-    PixelModule, SynthesisMode, WeightCache,
+    PixelModule, SharedInput, SynthesisMode, WeightCache,
 };
 
 const CODECS: [&str; 4] = ["trellis:3:window=8", "additive:3:beam=1", "matching:2:beam=1:learned=3", "uniform:4"];
@@ -39,6 +39,15 @@ fn distance<const D: usize>(found: Tensor<D>, expected: Tensor<D>) -> f32 {
     largest(host(found - expected.clone())) / largest(host(expected))
 }
 
+/// Holds the outputs of `layer` to `expected`: closely in f32, and as closely as activations of 16 bits allow by default.
+fn agrees<const D: usize>(layer: &PIXELLinear, x: &Tensor<D>, expected: &Tensor<D>, what: &str) {
+    let exact = layer.clone().with_synthesis(SynthesisMode::OnDemandF32);
+    for (mode, layer, bound) in [("f32", &exact, 1e-5), ("the default", layer, 1e-4)] {
+        let error = distance(layer.forward(x.clone()), expected.clone());
+        assert!(error < bound, "{what}, {mode}: {error}");
+    }
+}
+
 #[test]
 fn a_converted_layer_is_the_dense_layer_of_its_own_weight() {
     let linear = dense(70, 45);
@@ -46,7 +55,7 @@ fn a_converted_layer_is_the_dense_layer_of_its_own_weight() {
     for text in CODECS {
         let (layer, error) = PIXELLinear::from_linear(&linear, &codec(text), 5).unwrap();
         let again = layer.to_dense();
-        assert!(distance(layer.forward(x.clone()), again.forward(x.clone())) < 1e-5, "{text}");
+        agrees(&layer, &x, &again.forward(x.clone()), text);
         // Against the original: the error that was reported, and not more.
         let weight = |linear: &Linear| host(linear.weight.val());
         let found = pixel_core::metrics::ErrorSums::between(&weight(&linear), &weight(&again));
@@ -125,6 +134,22 @@ fn a_record_restores_codes_scales_and_dictionary() {
     }
 }
 
+#[test]
+fn layers_that_share_an_input_give_what_they_give_alone() {
+    let x = normal([2, 3, 70]);
+    for text in CODECS {
+        // The seeds of the rotations: one comes back after another was used.
+        let layer = |seed| PIXELLinear::from_linear(&dense(70, 45), &codec(text), seed).unwrap().0;
+        let layers = [5, 5, 6, 5].map(layer);
+        let shared = SharedInput::new(x.clone());
+        for layer in &layers {
+            assert_eq!(host(layer.forward_shared(&shared)), host(layer.forward(x.clone())), "{text}");
+        }
+        let protected = PIXELLinear::from_packed(&protected(text, [45, 70], 2), None, &Device::flex()).unwrap();
+        assert_eq!(host(protected.forward_shared(&shared)), host(protected.forward(x.clone())), "{text}");
+    }
+}
+
 /// A weight `[d_output, d_input]` with four protected columns, `seed` apart from others.
 fn protected(text: &str, shape: [usize; 2], seed: u64) -> PackedWeight {
     Device::flex().seed(seed);
@@ -144,7 +169,7 @@ fn layers_with_protected_columns_are_their_packed_weight() {
         let layer = PIXELLinear::from_packed(&packed, None, &device).unwrap();
         let x = normal([2, 3, 48]);
         let expected = x.clone().matmul(dense.clone().transpose().unsqueeze());
-        assert!(distance(layer.forward(x.clone()), expected.clone()) < 1e-5, "{text}");
+        agrees(&layer, &x, &expected, text);
         assert!(distance(layer.to_dense().forward(x.clone()), expected.clone()) < 1e-5, "{text}");
         let cached = layer.clone().with_synthesis(SynthesisMode::Cached(WeightCache::new(1 << 20)));
         assert!(distance(cached.forward(x), expected) < 1e-5, "{text}");
@@ -249,7 +274,7 @@ fn a_cache_obeys_its_budget_and_gives_the_same_results() {
     for round in 0..2 {
         for layer in &layers {
             let on_demand = layer.clone().with_synthesis(SynthesisMode::OnDemand);
-            assert!(distance(layer.forward(x.clone()), on_demand.forward(x.clone())) < 1e-5, "round {round}");
+            agrees(&on_demand, &x, &layer.forward(x.clone()), &format!("round {round}"));
             assert!(cache.used_bytes() <= cache.budget_bytes());
         }
     }

@@ -43,9 +43,9 @@ pub(crate) struct Args {
     /// The same seed gives the same text
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Memory for dense copies of packed weights, such as 500M or 2G; 0 decodes each time. Default: enough for all
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    cache: Option<usize>,
+    /// Memory for dense copies of packed weights, such as 500M or 2G. On a processor the copies are slower than the codes
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "0")]
+    cache: usize,
     /// Print one JSON object at the end instead of the text as it comes
     #[arg(long)]
     json: bool,
@@ -59,10 +59,10 @@ impl Args {
         sampling.validate()?;
         let prompt = self.prompt()?;
         let start = Instant::now();
-        let model = self.how.load_with_cache(&self.model, self.cache.unwrap_or(usize::MAX))?.into_causal()?;
+        let model = self.how.load_with_cache(&self.model, self.cache)?.into_causal()?;
         let tokenizer = model_args::tokenizer(model.tokenizer.as_ref(), &self.model)?;
         let prompt = tokenizer.encode(&prompt)?;
-        if self.cache != Some(0) {
+        if self.cache > 0 {
             fill_cache(&model)?;
         }
         let load_seconds = start.elapsed().as_secs_f64();

@@ -8,6 +8,7 @@ use super::gradients::{dictionary_gradient, scale_gradient};
 use super::{Direction, PixelBackend};
 use crate::codec::CodecLayout;
 use crate::rotation::Rotation;
+use crate::synthesis::Arithmetic;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IndexingUpdateOp, IntTensor};
 use burn::tensor::{DType, FloatDType};
@@ -76,8 +77,9 @@ impl<B: PixelBackend, C: CheckpointStrategy> PixelBackend for Autodiff<B, C> {
         scales: FloatTensor<Self>,
         dictionary: FloatTensor<Self>,
         layout: CodecLayout,
+        arithmetic: Arithmetic,
     ) -> FloatTensor<Self> {
-        let out = |x, scales, dictionary| B::pattern_linear(x, codes.clone(), scales, dictionary, layout);
+        let out = |x, scales, dictionary| B::pattern_linear(x, codes.clone(), scales, dictionary, layout, arithmetic);
         let nodes = [x.node(), scales.node(), dictionary.node()];
         match LinearBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {

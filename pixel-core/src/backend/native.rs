@@ -91,12 +91,13 @@ macro_rules! operations {
             scales: FloatTensor<Self>,
             dictionary: FloatTensor<Self>,
             layout: CodecLayout,
+            arithmetic: Arithmetic,
         ) -> FloatTensor<Self> {
             let (dtype, shape) = (x.dtype(), Shape::from([x.shape()[0], layout.shape().d_output()]));
             let x = in_f32::<Self>(x);
             let mut out = vec![0.0; shape.num_elements()];
             with_slices(&codes, &scales, &dictionary, layout, |weight| {
-                with_values(&x, |x| weight.linear(x, &mut out));
+                with_values(&x, |x| weight.with_arithmetic(arithmetic).linear(x, &mut out));
             });
             from_f32::<Self>(from_values(out, shape), dtype)
         }

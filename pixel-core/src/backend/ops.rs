@@ -3,6 +3,7 @@
 use super::{Direction, definition};
 use crate::codec::CodecLayout;
 use crate::rotation::Rotation;
+use crate::synthesis::Arithmetic;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
 #[cfg(feature = "cube")]
@@ -18,7 +19,7 @@ use std::sync::Arc;
 /// # Accuracy
 /// The integer part of decoding is the same to the bit on every backend. A weight is a sum of as many products as its layout has
 /// terms (one, two, `2·bits`, or those of a tile of `matching`), each rounded in f32; a product over `d_input` has the error of a sum of
-/// `d_input` f32 terms in the backend's order.
+/// `d_input` f32 terms in the backend's order, and on the CPU backends that of its [`Arithmetic`].
 #[backend_extension(
     Cube: cfg(feature = "cube"),
     Flex: cfg(feature = "flex"),
@@ -63,7 +64,8 @@ pub trait PixelBackend: Backend {
         definition::synthesize_rows::<Self>(rows, codes, scales, dictionary, &layout)
     }
 
-    /// `x · Wᵀ` for rotated activations `x` `[batch, d_input]`: `[batch, d_output]`.
+    /// `x · Wᵀ` for rotated activations `x` `[batch, d_input]`: `[batch, d_output]`. Backends without kernels in integers
+    /// compute in f32 whatever `arithmetic` is.
     #[fusion(dtype = x, shape = linear_shape(x, layout))]
     fn pattern_linear(
         x: FloatTensor<Self>,
@@ -71,7 +73,9 @@ pub trait PixelBackend: Backend {
         scales: FloatTensor<Self>,
         dictionary: FloatTensor<Self>,
         layout: CodecLayout,
+        arithmetic: Arithmetic,
     ) -> FloatTensor<Self> {
+        let _ = arithmetic;
         definition::pattern_linear::<Self>(x, codes, scales, dictionary, &layout)
     }
 

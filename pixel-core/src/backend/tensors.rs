@@ -3,7 +3,7 @@
 use super::{BackendError, Direction, Dispatch, PixelBackend, RotationTensors, check_device, rotate};
 use crate::codec::CodecLayout;
 use crate::packed::{PackedHeader, PackedWeight};
-use crate::synthesis::KernelForm;
+use crate::synthesis::{Arithmetic, KernelForm};
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData, assert_shape};
 
 /// The largest odd part of a width that kernels rotate: they multiply it out, and count in 32 bits.
@@ -26,6 +26,8 @@ pub struct PatternTensors {
     pub rotation: Option<RotationTensors>,
     /// The columns that are not taken from the codes, if there are any.
     pub protected: Option<ProtectedTensors>,
+    /// What products compute with.
+    pub arithmetic: Arithmetic,
 }
 
 /// Protected columns on a device: `W[:, columns[i]] = values[:, i]`, whatever the codes say.
@@ -90,6 +92,7 @@ impl PatternTensors {
             dictionary: Tensor::from_data(TensorData::new(form.dictionary, [values]), (device, DType::F32)),
             rotation,
             protected,
+            arithmetic: Arithmetic::default(),
         })
     }
 
@@ -112,6 +115,11 @@ impl PatternTensors {
         }
         let form = KernelForm { layout: self.layout, codes, scales, dictionary, protected, protected_values };
         Ok(form.to_packed(header)?)
+    }
+
+    /// The same weight, to be multiplied in `arithmetic`.
+    pub fn with_arithmetic(self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..self }
     }
 
     /// Where the tensors are.
@@ -184,6 +192,7 @@ impl PatternTensors {
             self.scales.clone().into_dispatch(),
             self.dictionary.clone().into_dispatch(),
             self.layout,
+            self.arithmetic,
         ));
         y.reshape(shape)
     }

@@ -7,7 +7,7 @@ mod gradients;
 
 use super::*;
 use crate::codec::CodecLayout;
-use crate::synthesis::{KernelForm, reference};
+use crate::synthesis::{Arithmetic, KernelForm, reference};
 use crate::{CodecSpec, EncodeOptions, Matrix, PackedWeight, Shape, compress};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
@@ -136,7 +136,8 @@ fn linear_is_the_product_with_the_weight(device: &Device, case: &Case) {
     let weight = PatternTensors::new(&packed, device).unwrap();
     let (x, tensor) = case.activations(device);
     let (m, n) = (case.shape.d_output(), case.shape.d_input());
-    let y = host(weight.linear(tensor.clone()));
+    let y = host(weight.clone().with_arithmetic(Arithmetic::F32).linear(tensor.clone()));
+    let integer = host(weight.linear(tensor.clone()));
     let composed = host(tensor.matmul(weight.synthesize().transpose()));
     let dense = reference::synthesize(&packed);
     let cancelled = cancellation(&weight, &dense);
@@ -144,7 +145,12 @@ fn linear_is_the_product_with_the_weight(device: &Device, case: &Case) {
         for (r, row) in dense.as_slice().chunks_exact(n).enumerate() {
             let expected = dot(x, row);
             let bound = norm(x) * (16.0 * EPSILON * (n as f64).sqrt() * norm(row) + cancelled) + 1e-30;
-            for (what, found) in [("linear", y[b * m + r]), ("composed", composed[b * m + r])] {
+            // Activations, or tables of partial products, in 16 bits.
+            let rounded = bound + 2.0 * norm(x) * norm(row) * (n as f64).sqrt() / 65534.0;
+            let at = b * m + r;
+            for (what, found, bound) in
+                [("linear", y[at], bound), ("integer", integer[at], rounded), ("composed", composed[at], bound)]
+            {
                 let error = (f64::from(found) - expected).abs();
                 assert!(error <= bound, "{what} [{b}, {r}]: {found} for {expected}, {error:e} > {bound:e}");
             }

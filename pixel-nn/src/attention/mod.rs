@@ -54,6 +54,7 @@ use mask::Masks;
 use crate::dense::PixelModule;
 use crate::error::LayerError;
 use crate::projection::Projection;
+use crate::shared_input::SharedInput;
 use pixel_core::CodecSpec;
 
 /// Multi-head attention whose query heads may share key heads: `softmax(q·kᵀ/√d_head)·v` for each head.
@@ -199,7 +200,9 @@ impl PIXELAttention {
     /// # Panics
     /// If the last axis is not `d_model`.
     pub fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
-        self.attend(AttentionInput::self_attn(tokens)).context
+        assert_shape!(tokens, [_, _, self.d_model]);
+        let tokens = SharedInput::new(tokens);
+        self.attend_shared([&tokens, &tokens, &tokens], Masks::default()).context
     }
 
     /// Attention of queries to keys. With rotary positions, both texts begin at position 0.
@@ -228,12 +231,20 @@ impl PIXELAttention {
             assert_shape!(mask, [batch, seq_q, seq_k]);
         }
 
-        let mut masks = Masks::default().padding(input.mask_pad).attention(input.mask_attn);
+        let masks = Masks::default().padding(input.mask_pad).attention(input.mask_attn);
+        let inputs = [input.query, input.key, input.value].map(SharedInput::new);
+        self.attend_shared(inputs.each_ref(), masks)
+    }
+
+    /// [`attend`](Self::attend) for inputs of which some may be the same.
+    fn attend_shared(&self, inputs: [&SharedInput<3>; 3], mut masks: Masks) -> AttentionOutput {
+        let [query, key, _] = inputs.map(SharedInput::get);
+        let shape = [query.dims()[1], key.dims()[1]];
         if self.causal {
-            assert_eq!(seq_q, seq_k, "causal attention needs as many queries (left) as keys (right)");
-            masks = self.hide_by_position(masks, 0, [seq_q, seq_k], &input.query.device());
+            assert_eq!(shape[0], shape[1], "causal attention needs as many queries (left) as keys (right)");
+            masks = self.hide_by_position(masks, 0, shape, &query.device());
         }
-        self.mix(self.heads(input.query, input.key, input.value, 0), masks)
+        self.mix(self.heads(inputs, 0), masks)
     }
 
     /// Causal attention of new tokens to those in `cache` and to themselves; they are added to the cache.
@@ -279,7 +290,8 @@ impl PIXELAttention {
         let device = tokens.device();
         let start = cache.len();
 
-        let Heads { query, key, value } = self.heads(tokens.clone(), tokens.clone(), tokens, start);
+        let tokens = SharedInput::new(tokens);
+        let Heads { query, key, value } = self.heads([&tokens, &tokens, &tokens], start);
         let (key, value, padding) = cache.append(key, value, mask_pad);
         let masks = self.hide_by_position(Masks::default().padding(padding), start, [seq, start + seq], &device);
         self.mix(Heads { query, key, value }, masks).context
@@ -292,15 +304,15 @@ impl PIXELAttention {
     }
 
     /// Projects and splits into heads; norms and turns queries and keys, whose first token is at position `start`.
-    fn heads(&self, query: Tensor<3>, key: Tensor<3>, value: Tensor<3>, start: usize) -> Heads {
+    fn heads(&self, [query, key, value]: [&SharedInput<3>; 3], start: usize) -> Heads {
         let place = |heads: Tensor<4>, norm: &Option<RmsNorm>| {
             let heads = norm.iter().fold(heads, |heads, norm| norm.forward(heads));
             self.rotary.iter().fold(heads, |heads, rotary| rotary.rotate(heads, start))
         };
         Heads {
-            query: place(self.split(self.query.forward(query), self.n_heads), &self.query_norm),
-            key: place(self.split(self.key.forward(key), self.n_kv_heads), &self.key_norm),
-            value: self.split(self.value.forward(value), self.n_kv_heads),
+            query: place(self.split(self.query.forward_shared(query), self.n_heads), &self.query_norm),
+            key: place(self.split(self.key.forward_shared(key), self.n_kv_heads), &self.key_norm),
+            value: self.split(self.value.forward_shared(value), self.n_kv_heads),
         }
     }
 

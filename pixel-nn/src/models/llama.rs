@@ -9,6 +9,7 @@ use super::error::ModelError;
 use super::weights::{LinearSize, TokenEmbedding, WeightLoader, projections};
 use crate::attention::{KeyValueCache, PIXELAttention, Rotary};
 use crate::projection::Projection;
+use crate::shared_input::SharedInput;
 use crate::synthesis::SynthesisMode;
 use burn::module::Module;
 use burn::nn::{DropoutConfig, RmsNorm};
@@ -246,7 +247,8 @@ impl GatedMlp {
 
     /// Applies the MLP to every token, `[batch, seq, hidden_size]` to the same.
     pub fn forward(&self, states: Tensor<3>) -> Tensor<3> {
-        self.down.forward(silu(self.gate.forward(states.clone())) * self.up.forward(states))
+        let states = SharedInput::new(states);
+        self.down.forward(silu(self.gate.forward_shared(&states)) * self.up.forward_shared(&states))
     }
 }
 

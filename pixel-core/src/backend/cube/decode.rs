@@ -1,7 +1,7 @@
 //! One weight from its codes: the integer part in 32-bit words, the same on every device.
 
 use crate::codec::CodecLayout;
-use crate::codec::additive::{AdditiveLayout, GROUP, PATTERNS};
+use crate::codec::additive::{AdditiveLayout, FIELD_BYTES, GROUP, PATTERNS, STRIP};
 use crate::codec::matching::MatchingLayout;
 use crate::codec::trellis::{TILE_LEN, TrellisLayout};
 use crate::codec::uniform::UniformLayout;
@@ -39,6 +39,33 @@ pub(super) fn value(
     }
 }
 
+/// Whether [`eight`] exists for the layout.
+pub(super) const fn has_eights(layout: &CodecLayout) -> bool {
+    match layout {
+        CodecLayout::Trellis(layout) => layout.grid.tile.cols >= 8,
+        CodecLayout::Additive(_) => true,
+        CodecLayout::Matching(_) | CodecLayout::Uniform(_) => false,
+    }
+}
+
+/// The weights of eight columns of `row` from `col` on, a multiple of 8, in units of their scale; those beyond the last column
+/// mean nothing. The words are read once for all of them.
+#[cube]
+pub(super) fn eight(
+    codes: &Tensor<u32>,
+    dictionary: &Tensor<f32>,
+    row: usize,
+    col: usize,
+    values: &mut Array<f32>,
+    #[comptime] layout: CodecLayout,
+) {
+    match comptime!(layout) {
+        CodecLayout::Trellis(layout) => trellis_eight(codes, dictionary, row, col, values, layout),
+        CodecLayout::Additive(layout) => additive_eight(codes, dictionary, row, col, values, layout),
+        CodecLayout::Matching(_) | CodecLayout::Uniform(_) => {}
+    }
+}
+
 /// Bits `shift … shift + width` of the two words, `width` ≤ 31.
 #[cube]
 fn field(low: u32, high: u32, shift: u32, #[comptime] width: u32) -> u32 {
@@ -73,25 +100,98 @@ fn trellis(
     let weights = comptime!(layout.step.weights);
     let last = comptime!(TILE_LEN / layout.step.weights - 1);
     let bits = comptime!(layout.step.bits as usize);
-    let multiplier = comptime!(layout.hash.multiplier);
 
     let base = (row / rows * tile_cols + col / cols) * words;
     let within = row % rows * cols + col % cols;
     let bit = (last - within / weights) * bits;
     let low = codes[base + bit / 32];
     let high = codes[base + (bit / 32 + 1) % words];
-    let product = field(low, high, (bit % 32) as u32, layout.window) * multiplier;
-    let mixed = product ^ (product >> 16u32);
+    let mixed = mixed(field(low, high, (bit % 32) as u32, layout.window), layout);
     let integer = if comptime!(weights == 2) {
-        let pairs = (mixed & 0x0F0F_0F0Fu32) + ((mixed >> 4u32) & 0x0F0F_0F0Fu32);
-        let sums = pairs + (pairs >> 8u32);
         let half = (within % 2) as u32 * 16u32;
-        f32::cast_from((sums >> half) & 0xFFu32) - 30.0
+        pair_of(mixed, half)
     } else {
-        let pairs = (mixed & 0x00FF_00FFu32) + ((mixed >> 8u32) & 0x00FF_00FFu32);
-        f32::cast_from((pairs & 0xFFFFu32) + (pairs >> 16u32)) - 510.0
+        single_of(mixed)
     };
     integer * dictionary[0]
+}
+
+/// The hash of a window.
+#[cube]
+fn mixed(window: u32, #[comptime] layout: TrellisLayout) -> u32 {
+    let product = window * comptime!(layout.hash.multiplier);
+    product ^ (product >> 16u32)
+}
+
+/// The sum of the nibbles of the half of a hash that begins at bit `half`, centred.
+#[cube]
+fn pair_of(mixed: u32, half: u32) -> f32 {
+    let pairs = (mixed & 0x0F0F_0F0Fu32) + ((mixed >> 4u32) & 0x0F0F_0F0Fu32);
+    let sums = pairs + (pairs >> 8u32);
+    f32::cast_from((sums >> half) & 0xFFu32) - 30.0
+}
+
+/// The sum of the bytes of a hash, centred.
+#[cube]
+fn single_of(mixed: u32) -> f32 {
+    let pairs = (mixed & 0x00FF_00FFu32) + ((mixed >> 8u32) & 0x00FF_00FFu32);
+    f32::cast_from((pairs & 0xFFFFu32) + (pairs >> 16u32)) - 510.0
+}
+
+/// Eight weights of one row from column `col` on, a multiple of 8, where a tile has as many columns or more: their windows
+/// lie in three words.
+#[cube]
+fn trellis_eight(
+    codes: &Tensor<u32>,
+    dictionary: &Tensor<f32>,
+    row: usize,
+    col: usize,
+    values: &mut Array<f32>,
+    #[comptime] layout: TrellisLayout,
+) {
+    let rows = comptime!(layout.grid.tile.rows);
+    let cols = comptime!(layout.grid.tile.cols);
+    let tile_cols = comptime!(layout.grid.tile_cols());
+    let words = comptime!(layout.tile_words());
+    let weights = comptime!(layout.step.weights);
+    let steps = comptime!(8 / layout.step.weights);
+    let bits = comptime!(layout.step.bits as usize);
+
+    let base = (row / rows * tile_cols + col / cols) * words;
+    let eight = (row % rows * cols + col % cols) / 8;
+    // The last of the eight comes first.
+    let bit = (comptime!(TILE_LEN / 8 - 1) - eight) * comptime!(steps * bits);
+    let word = bit / 32;
+    let shift = (bit % 32) as u32;
+    let first = codes[base + word];
+    let second = codes[base + (word + 1) % words];
+    let low = field32(first, second, shift);
+    // Beyond 32 bits only four bits a weight, and fives of bits, go.
+    let high = if comptime!((steps - 1) * bits + layout.window as usize > 32) {
+        field32(second, codes[base + (word + 2) % words], shift)
+    } else {
+        0u32.runtime()
+    };
+    let unit = dictionary[0];
+    #[unroll]
+    for step in 0..steps {
+        let window = field(low, high, comptime!((step * bits) as u32).runtime(), layout.window);
+        let mixed = mixed(window, layout);
+        let at = comptime!((steps - 1 - step) * weights);
+        if comptime!(weights == 2) {
+            values[at] = pair_of(mixed, 0u32.runtime()) * unit;
+            values[comptime!(at + 1)] = pair_of(mixed, 16u32.runtime()) * unit;
+        } else {
+            values[at] = single_of(mixed) * unit;
+        }
+    }
+}
+
+/// 32 bits of two words from bit `shift` on.
+#[cube]
+fn field32(low: u32, high: u32, shift: u32) -> u32 {
+    let kept = high & ((1u32 << shift) - 1u32);
+    (low >> shift) | (kept << ((32u32 - shift) % 32u32))
 }
 
 /// The sum of the patterns that the nibbles select.
@@ -103,19 +203,56 @@ fn additive(
     col: usize,
     #[comptime] layout: AdditiveLayout,
 ) -> f32 {
-    let row_words = comptime!(layout.row_words());
-    let group_bits = comptime!(layout.group_bits());
     let count = comptime!(layout.sub_dictionaries);
-    let start = row * row_words;
-    let offset = col / GROUP * group_bits;
     let mut sum = 0.0f32;
     #[unroll]
     for m in 0..count {
-        let at = offset + comptime!(4 * m);
-        let nibble = (codes[start + at / 32] >> ((at % 32) as u32)) & 15u32;
-        sum += dictionary[(nibble as usize + comptime!(m * PATTERNS)) * GROUP + col % GROUP];
+        let nibble = nibble(codes, row, col, m, layout);
+        sum += dictionary[(nibble + comptime!(m * PATTERNS)) * GROUP + col % GROUP];
     }
     sum
+}
+
+/// Eight weights of one row from column `col` on, a multiple of 8: one group.
+#[cube]
+fn additive_eight(
+    codes: &Tensor<u32>,
+    dictionary: &Tensor<f32>,
+    row: usize,
+    col: usize,
+    values: &mut Array<f32>,
+    #[comptime] layout: AdditiveLayout,
+) {
+    let count = comptime!(layout.sub_dictionaries);
+    #[unroll]
+    for i in 0..GROUP {
+        values[i] = 0.0f32;
+    }
+    #[unroll]
+    for m in 0..count {
+        let pattern = (nibble(codes, row, col, m, layout) + comptime!(m * PATTERNS)) * GROUP;
+        #[unroll]
+        for i in 0..GROUP {
+            values[i] += dictionary[pattern + i];
+        }
+    }
+}
+
+/// The code of sub-dictionary `m` for the group of `(row, col)`: see `AdditiveLayout::field`.
+#[cube]
+fn nibble(
+    codes: &Tensor<u32>,
+    row: usize,
+    col: usize,
+    #[comptime] m: usize,
+    #[comptime] layout: AdditiveLayout,
+) -> usize {
+    let count = comptime!(layout.sub_dictionaries);
+    let words = comptime!(layout.strip_words());
+    let byte = (col / GROUP * count + m) * FIELD_BYTES + row % FIELD_BYTES;
+    let word = codes[row / STRIP * words + byte / 4];
+    let shift = byte % 4 * 8 + row % STRIP / FIELD_BYTES * 4;
+    ((word >> (shift as u32)) & 15u32) as usize
 }
 
 /// The level of the index, minus that of the zero point.

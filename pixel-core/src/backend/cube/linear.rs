@@ -61,15 +61,42 @@ fn linear_kernel<F: Float>(
     for b in 0..tile {
         sums[b] = 0.0f32;
     }
-    let steps = comptime!(d_input.div_ceil(width));
-    for step in 0..steps {
-        let col = step * width + unit;
-        if col < d_input {
-            let weight = decode::weight(codes, scales, dictionary, source, col, layout);
-            #[unroll]
-            for b in 0..tile {
-                let at = min(first + b, batch - 1) * d_input + col;
-                sums[b] += weight * f32::cast_from(x[at]);
+    if comptime!(decode::has_eights(&layout)) {
+        let mut weights = Array::<f32>::new(8usize);
+        let steps = comptime!(d_input.div_ceil(width * 8));
+        for step in 0..steps {
+            let col = (step * width + unit) * 8;
+            if col < d_input {
+                decode::eight(codes, dictionary, source, col, &mut weights, layout);
+                #[unroll]
+                for i in 0..8 {
+                    // Only the last eight of a width that is no multiple of it reach beyond the row.
+                    if comptime!(d_input.is_multiple_of(8)) || col + i < d_input {
+                        #[unroll]
+                        for b in 0..tile {
+                            let at = min(first + b, batch - 1) * d_input + col + i;
+                            sums[b] += weights[i] * f32::cast_from(x[at]);
+                        }
+                    }
+                }
+            }
+        }
+        // These layouts have one scale a row.
+        #[unroll]
+        for b in 0..tile {
+            sums[b] *= scales[source];
+        }
+    } else {
+        let steps = comptime!(d_input.div_ceil(width));
+        for step in 0..steps {
+            let col = step * width + unit;
+            if col < d_input {
+                let weight = decode::weight(codes, scales, dictionary, source, col, layout);
+                #[unroll]
+                for b in 0..tile {
+                    let at = min(first + b, batch - 1) * d_input + col;
+                    sums[b] += weight * f32::cast_from(x[at]);
+                }
             }
         }
     }

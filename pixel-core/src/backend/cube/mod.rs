@@ -11,6 +11,7 @@ mod synthesize;
 use super::{Direction, PixelBackend};
 use crate::codec::CodecLayout;
 use crate::rotation::Rotation;
+use crate::synthesis::Arithmetic;
 use burn::backend::TensorMetadata;
 use burn::backend::ops::IntTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -58,6 +59,7 @@ impl PixelBackend for CubeBackend {
         scales: FloatTensor<Self>,
         dictionary: FloatTensor<Self>,
         layout: CodecLayout,
+        _arithmetic: Arithmetic,
     ) -> FloatTensor<Self> {
         linear::linear(into_contiguous(x), Weight::new(codes, scales, dictionary, layout))
     }
