@@ -1,16 +1,18 @@
-//! Workloads that the benchmarks and the programs share.
+//! Workloads that the benchmarks and the programs share, and how they are timed.
+//!
+//! [`contenders`] are the products that the report and the criterion benches compare, [`measure`] times them in turns,
+//! [`stream`] finds what the machine's memory gives, and [`roofline`] draws one against the other.
 
-use pixel_core::{Matrix, Shape};
-use rand::SeedableRng;
-use rand_distr::{Distribution, StandardNormal};
+pub mod contenders;
+pub mod matrices;
+pub mod measure;
+pub mod roofline;
+pub mod stream;
 
-/// A matrix of independent standard normal weights.
-///
-/// # Panics
-/// If a side is zero.
-pub fn gaussian(d_output: usize, d_input: usize, seed: u64) -> Matrix {
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-    let shape = Shape::new(d_output, d_input).expect("a shape that is not empty");
-    let weights = (0..shape.num_weights()).map(|_| StandardNormal.sample(&mut rng)).collect();
-    Matrix::new(shape, weights).expect("as many weights as the shape has")
-}
+pub use matrices::gaussian;
+
+/// The shapes `[d_output, d_input]` of the products: two of a model of 7 billion parameters, one of SmolLM2-135M.
+pub const SHAPES: [[usize; 2]; 3] = [[4096, 4096], [4096, 11008], [576, 1536]];
+
+/// The batches of the products: a token, a few, a prompt.
+pub const BATCHES: [usize; 3] = [1, 8, 128];

@@ -1,75 +1,132 @@
-//! The peak memory of compressing a checkpoint beyond the mapped input, beside what the plan said.
+//! What the parts of a running model take, measured on the heap, against the targets that the project set itself: dictionary
+//! 100 MB, the network that picks patterns 50 MB, the cache of synthesised weights 200 MB, 350 MB together.
 //!
-//! `cargo run --release -p pixel-bench --bin memory` makes a checkpoint, compresses it with one worker and with two, and
-//! prints peak heap over the largest tensor. A given checkpoint is taken instead.
+//! `cargo run --release -p pixel-bench --bin memory` fills each part to what its configuration allows: a dictionary with all
+//! the patterns that it has room for; an embedding of every pattern and a projection from the model's width; a cache that
+//! more layers go through than fit. It ends with an error if a part takes more than its target.
 
-use anyhow::{Context, Result};
-use clap::Parser;
+use anyhow::{Result, ensure};
+use burn::nn::{EmbeddingConfig, LinearConfig};
+use burn::tensor::{Device, Tensor};
+use clap::{Parser, ValueEnum};
+use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use peak_alloc::PeakAlloc;
-use pixel_bench::gaussian;
-use pixel_core::archive::Checkpoint;
-use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint};
-use pixel_core::recipe::Recipe;
-use safetensors::tensor::{Dtype, TensorView};
-use std::path::{Path, PathBuf};
+use pixel_core::{PIXELConfig, Shape};
+use pixel_nn::{PIXELLinear, PIXELLinearConfig, SynthesisMode, WeightCache};
 
 #[global_allocator]
-static PEAK: PeakAlloc = PeakAlloc;
+static HEAP: PeakAlloc = PeakAlloc;
 
-/// Measures the peak heap while a checkpoint is compressed
+/// A megabyte, as the targets count.
+const MB: usize = 1_000_000;
+
+/// Measures what dictionary, network and cache take
 #[derive(Debug, Parser)]
 struct Args {
-    /// A checkpoint; one of 8 tensors of 2048 × 4096 F32 weights is made if none is given
-    checkpoint: Option<PathBuf>,
-    /// The codec of layers
-    #[arg(long, default_value = "trellis")]
-    codec: String,
-    /// Bits per weight of layers
-    #[arg(long, default_value_t = 2.0)]
-    bits: f64,
+    /// The configuration
+    #[arg(long, value_enum, default_value_t = Preset::Large)]
+    preset: Preset,
+    /// The budget of the cache in MB
+    #[arg(long, default_value_t = 200)]
+    cache: usize,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Preset {
+    /// `PIXELConfig::for_small_model`
+    Small,
+    /// `PIXELConfig::for_large_model`
+    Large,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let dir = tempfile::tempdir()?;
-    let input = match args.checkpoint {
-        Some(path) => path,
-        None => make_checkpoint(&dir.path().join("made.safetensors"))?,
+    let config = match args.preset {
+        Preset::Small => PIXELConfig::for_small_model(),
+        Preset::Large => PIXELConfig::for_large_model(),
     };
-    let mut recipe = Recipe::default();
-    recipe.layers.codec = Some(args.codec);
-    recipe.layers.bits = Some(args.bits);
-    if recipe.layers.codec.as_deref() == Some("trellis") {
-        // The window changes the time, and the memory by a few megabytes at most.
-        recipe.layers.options = Some([("window".to_owned(), 12)].into());
+    let dictionary = dictionary(&config)?;
+    let network = network(&config);
+    let cache = cache(args.cache * MB)?;
+    let rows = [
+        ("dictionary", 100, dictionary),
+        ("synthesis network", 50, network),
+        ("runtime cache", 200, cache),
+        ("total", 350, dictionary + network + cache),
+    ];
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN).set_header(["part", "target, MB", "measured, MB", ""]);
+    table.column_iter_mut().skip(1).take(2).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    for (part, target, bytes) in rows {
+        let verdict = if bytes <= target * MB { "within" } else { "EXCEEDED" };
+        table.add_row([
+            part.to_owned(),
+            target.to_string(),
+            format!("{:.1}", bytes as f64 / MB as f64),
+            verdict.into(),
+        ]);
     }
-    let checkpoint = Checkpoint::open(&input)?;
-    let plan = Plan::new(&checkpoint, &recipe.compile()?)?;
-    let largest = plan.items().iter().map(|item| item.source_bytes).max().context("no tensors")?;
-    println!("largest tensor: {largest} bytes");
-    for threads in [1, 2] {
-        let before = PEAK.current_usage();
-        PEAK.reset_peak_usage();
-        let output = dir.path().join(format!("out-{threads}"));
-        compress_checkpoint(&checkpoint, &plan, &output, RunOptions { threads, overwrite: false }, &())?;
-        let peak = PEAK.peak_usage() - before;
-        let bound = 4 * largest as usize * threads + 100_000_000;
-        println!(
-            "{threads} worker(s): peak heap {peak} bytes = {:.2} × the largest tensor per worker; planned {}; 4 × + 100 MB = {bound}: {}",
-            peak as f64 / largest as f64 / threads as f64,
-            plan.peak_memory(threads),
-            if peak <= bound { "within" } else { "EXCEEDED" },
-        );
-    }
+    println!("{table}");
+    let exceeded = rows.iter().find(|(_, target, bytes)| *bytes > target * MB);
+    ensure!(exceeded.is_none(), "a target is exceeded");
     Ok(())
 }
 
-/// A checkpoint of eight Gaussian matrices.
-fn make_checkpoint(path: &Path) -> Result<PathBuf> {
-    let weight = gaussian(2048, 4096, 1);
-    let bytes: Vec<u8> = weight.as_slice().iter().flat_map(|w| w.to_le_bytes()).collect();
-    let view = TensorView::new(Dtype::F32, vec![2048, 4096], &bytes)?;
-    let tensors = (0..8).map(|i| (format!("layers.{i}.weight"), &view));
-    safetensors::serialize_to_file(tensors, None, path)?;
-    Ok(path.to_owned())
+/// The heap that what `make` returns takes.
+fn heap_of<T>(make: impl FnOnce() -> Result<T>) -> Result<(usize, T)> {
+    let before = HEAP.current_usage();
+    let made = make()?;
+    Ok((HEAP.current_usage().saturating_sub(before), made))
+}
+
+/// A dictionary that is full, its patterns widened in its cache.
+fn dictionary(config: &PIXELConfig) -> Result<usize> {
+    let (bytes, dictionary) = heap_of(|| {
+        let mut dictionary = config.dictionary()?;
+        let side = config.compression.pattern_sizes.last().copied().unwrap_or(1);
+        let shape = Shape::new(side, side)?;
+        let room = config.memory_budget().dictionary / (2 * shape.num_weights());
+        dictionary.generate_random_patterns(shape, u16::try_from(room).unwrap_or(u16::MAX))?;
+        for id in dictionary.ids(shape).to_vec() {
+            dictionary.get(id)?;
+        }
+        Ok(dictionary)
+    })?;
+    ensure!(!dictionary.is_empty(), "a dictionary without patterns measures nothing");
+    Ok(bytes)
+}
+
+/// The parameters of a network that picks patterns: a vector for each, and a projection to them from the model's width.
+fn network(config: &PIXELConfig) -> usize {
+    let device = Device::flex();
+    let patterns = config.compression.max_patterns_per_layer * config.num_layers;
+    let made = heap_of(|| {
+        let embedding = EmbeddingConfig::new(patterns, config.pattern_embed_dim).init(&device);
+        let projection = LinearConfig::new(config.hidden_size, config.pattern_embed_dim).init(&device);
+        // Parameters exist when they are used for the first time.
+        let (_, _) = (embedding.weight.val(), projection.weight.val());
+        Ok((embedding, projection))
+    });
+    made.map_or(0, |(bytes, _)| bytes)
+}
+
+/// The dense weights that a cache holds after layers have run whose weights take half as much again as it may.
+fn cache(budget: usize) -> Result<usize> {
+    const SIDE: usize = 1024;
+    let device = Device::flex();
+    let cache = WeightCache::new(budget);
+    let layer = || -> PIXELLinear {
+        let config =
+            PIXELLinearConfig::new(SIDE, SIDE).with_bias(false).with_codec("trellis:2".parse().expect("a codec"));
+        config.init(&device).with_synthesis(SynthesisMode::Cached(cache.clone()))
+    };
+    let layers: Vec<_> = (0..budget * 3 / 2 / (4 * SIDE * SIDE) + 1).map(|_| layer()).collect();
+    let (bytes, ()) = heap_of(|| {
+        for layer in &layers {
+            layer.forward(Tensor::<2>::ones([1, SIDE], &device));
+        }
+        Ok(())
+    })?;
+    ensure!(cache.used_bytes() <= budget, "the cache says {} bytes, its budget is {budget}", cache.used_bytes());
+    Ok(bytes)
 }
