@@ -19,16 +19,16 @@ use std::process::Command;
 #[derive(Debug, Parser)]
 struct Args {
     /// Threads of every contender
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = positive)]
     threads: usize,
     /// Rounds in which every contender has a turn
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 7, value_parser = positive)]
     rounds: usize,
     /// Shapes, as ROWSxCOLUMNS; all if none is given
     #[arg(long, value_delimiter = ',')]
     shapes: Vec<String>,
     /// Batches; 1, 8 and 128 if none is given
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = positive)]
     batches: Vec<usize>,
     /// Leave out what runs more than this many times as slow as the fastest dense product
     #[arg(long, default_value_t = f64::INFINITY)]
@@ -78,6 +78,11 @@ fn main() -> Result<()> {
         scaling(&shapes, args.rounds)?;
     }
     Ok(())
+}
+
+/// A count of something that there is.
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "a number from 1 on is needed".to_owned())
 }
 
 fn shapes(args: &Args) -> Result<Vec<[usize; 2]>> {

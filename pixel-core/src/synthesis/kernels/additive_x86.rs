@@ -1,4 +1,5 @@
-//! Lookups in registers: AVX-512 permutes sixteen f32, AVX2 shuffles sixteen bytes.
+//! Lookups in registers: AVX-512 permutes sixteen f32; AVX2 shuffles sixteen bytes, and VBMI permutes 64, of tables that are
+//! rounded to two bytes a value.
 
 use super::activations::{LARGEST, peak, rounds};
 use super::additive::{BAND, Strips};

@@ -37,7 +37,7 @@ const PARALLEL_FROM: usize = 100_000;
 /// | | trellis | additive | matching, uniform |
 /// |---|---|---|---|
 /// | `F32` | sums of `n` products in f32 | sums of `n/8` table values in f32 | sums of `n` products in f32 |
-/// | `Integer` | `x` rounded to multiples of `max\|x\| / 32767`: an error of at most `Σ\|w\|·max\|x\| / 65534`, of about `√n·rms(w)·max\|x\| / 113000`; sums exact | with AVX2 alone: table values rounded to 1/65535 of the widest table's range; else as `F32` | as `F32` |
+/// | `Integer` | `x` rounded to multiples of `max\|x\| / 32767`: an error of at most `Σ\|w\|·max\|x\| / 65534`, of about `√n·rms(w)·max\|x\| / 113000`; sums exact | table values rounded to multiples of the largest magnitude / 32767, sums exact: an error of at most half a multiple for each of `bits·n/4` tables; with AVX-512 but not VBMI, with VBMI below 256 rows, and without AVX2 as `F32` | as `F32` |
 ///
 /// `Integer` takes `F32` where `x` is not finite, where there is no kernel for the shape, and on the GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
