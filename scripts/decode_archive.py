@@ -57,8 +57,8 @@ class Tensor(NamedTuple):
         if self.dtype == "BF16":
             wide = np.frombuffer(self.data, "<u2").astype(np.uint32) << 16
             return wide.view(np.float32).astype(np.float64).reshape(self.shape)
-        kinds = {"U32": np.uint32, "F64": np.float64, "F32": np.float64, "F16": np.float64}
-        stored = {"U32": "<u4", "F64": "<f8", "F32": "<f4", "F16": "<f2"}[self.dtype]
+        kinds = {"U32": np.uint32, "I8": np.int8, "F64": np.float64, "F32": np.float64, "F16": np.float64}
+        stored = {"U32": "<u4", "I8": "i1", "F64": "<f8", "F32": "<f4", "F16": "<f2"}[self.dtype]
         return np.frombuffer(self.data, stored).astype(kinds[self.dtype]).reshape(self.shape)
 
 
@@ -89,6 +89,10 @@ STREAMS = {
     "uniform": ("codes", "scales", "zeros"),
 }
 PROTECTED = ("protected", "protected_values")  # after those of the codec
+LOW_RANK = {  # by storage; after those of the protected columns
+    "int8": ("low_rank_down", "low_rank_down_scales", "low_rank_up", "low_rank_up_scales"),
+    "f16": ("low_rank_down", "low_rank_up"),
+}
 
 
 def check_hash(data, expected, what):
@@ -119,6 +123,12 @@ class Packed:
         self.protected = entry.get("protected", 0)  # since 1.1
         require(0 <= self.protected < self.n, f"{name}: {self.protected} protected columns of {self.n}")
         names = STREAMS[self.codec] + (PROTECTED if self.protected else ())
+        self.low_rank = entry.get("low_rank")  # since 1.2
+        if self.low_rank is not None:
+            rank, storage = self.low_rank["rank"], self.low_rank["storage"]
+            require(1 <= rank <= min(self.m, self.n), f"{name}: rank {rank} of {self.m} × {self.n}")
+            require(storage in LOW_RANK, f"{name}: unknown storage {storage}")
+            names += LOW_RANK[storage]
         candidates = {stream: f"{name}.{stream}" for stream in names}
         self.streams = {stream: stored[full] for stream, full in candidates.items() if full in stored}
         self.used = set()
@@ -147,6 +157,8 @@ def decode(weight):
     decoded = DECODERS[weight.codec](weight)
     if weight.codec != "uniform":
         decoded = weight.stream("scales", "F16", weight.m)[:, None] * decoded
+    if weight.low_rank is not None:
+        decoded = decoded + factor(weight, "low_rank_up", weight.m).T @ factor(weight, "low_rank_down", weight.n)
     if weight.rotation is not None:
         decoded = unrotate(decoded, int(weight.rotation, 16))
     if weight.protected:
@@ -156,6 +168,15 @@ def decode(weight):
         decoded[:, columns] = weight.stream("protected_values", "F16", weight.m, weight.protected)
     require(weight.used == set(weight.streams), f"{weight.name}: has a stream that its codec does not use")
     return np.ldexp(decoded, weight.exponent)
+
+
+def factor(weight, name, length):
+    """A factor of the low-rank part as it is stored, one vector of this length a row: [rank, length]."""
+    rank = weight.low_rank["rank"]
+    if weight.low_rank["storage"] == "f16":
+        return weight.stream(name, "F16", rank, length)
+    scales = weight.stream(f"{name}_scales", "F16", rank, -(-length // 128))
+    return weight.stream(name, "I8", rank, length) * scales[:, np.arange(length) // 128]
 
 
 # 4. The rotation
@@ -420,18 +441,25 @@ DECODERS = {"trellis": trellis, "additive": additive, "matching": matching, "uni
 
 
 def magnitude(weight):
-    """The norm each row would have if its decoded weights had variance 1, as the codecs with row scales aim for."""
-    if weight.codec == "uniform":
-        return np.zeros((weight.m, 1))
-    scales = np.abs(weight.stream("scales", "F16", weight.m))
-    return np.ldexp(scales * math.sqrt(weight.n), weight.exponent)[:, None]
+    """The norm each row would have if nothing in it cancelled.
+
+    That is: if its decoded weights had variance 1, as the codecs with row scales aim for, and the vectors of its
+    low-rank part were orthogonal to them and to each other.
+    """
+    squares = np.zeros(weight.m)
+    if weight.codec != "uniform":
+        squares += weight.n * weight.stream("scales", "F16", weight.m) ** 2
+    if weight.low_rank is not None:
+        up, down = factor(weight, "low_rank_up", weight.m), factor(weight, "low_rank_down", weight.n)
+        squares += (up**2).T @ (down**2).sum(axis=1)
+    return np.ldexp(np.sqrt(squares), weight.exponent)[:, None]
 
 
 def difference(weight, dense):
     """The largest difference of a number, relative to its row; what the dense type cannot express is forgiven.
 
-    A row counts as its norm, or as its magnitude if that is larger: the terms of `matching` can cancel, and then what
-    is left of a short row is mostly the rounding of the terms.
+    A row counts as its norm, or as its magnitude if that is larger: the terms of `matching` can cancel, and so can
+    codes and low-rank part, and then what is left of a short row is mostly the rounding of the terms.
     """
     ours, theirs = decode(weight), dense.values()
     if ours.shape != theirs.shape:

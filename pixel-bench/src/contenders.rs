@@ -223,7 +223,7 @@ fn layer(size: Size, codec: &str, backend: &str, device: &Device) -> Contender {
 pub fn form(size: Size, codec: &str) -> KernelForm {
     let codec: CodecSpec = codec.parse().expect("a codec");
     let shape = Shape::new(size.d_output, size.d_input).expect("a shape that is not empty");
-    let header = PackedHeader { shape, codec, rotation: None, exponent: 0, protected: 0 };
+    let header = PackedHeader { shape, codec, rotation: None, exponent: 0, protected: 0, low_rank: None };
     let mut state = 1u32;
     let words = || {
         // A linear congruence, its better half in both halves.

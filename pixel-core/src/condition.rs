@@ -2,6 +2,7 @@
 
 use crate::codec::RowScaling;
 use crate::error::WeightError;
+use crate::low_rank::{FactorStorage, LowRank, LowRankFactors};
 use crate::matrix::{Matrix, MatrixRef};
 use crate::protected::ProtectedColumns;
 use crate::rotation::Rotation;
@@ -10,7 +11,7 @@ use half::f16;
 /// The exponents that a packed weight may have: `2^exponent` and its inverse are normal f32 numbers.
 pub const EXPONENT_RANGE: std::ops::RangeInclusive<i32> = -126..=126;
 
-/// A weight as codecs want it: `W·Q = 2^exponent · diag(row_scales) · weight`, up to the zero rows.
+/// A weight as codecs want it: `W·Q = 2^exponent · (diag(row_scales) · weight + low_rank)`, up to the zero rows.
 #[derive(Debug)]
 pub struct Conditioned {
     /// What the codec sees.
@@ -26,6 +27,17 @@ pub struct Conditioned {
     pub rotation: Option<Rotation>,
     /// The columns taken out before it.
     pub protected: ProtectedColumns,
+    /// The low-rank part taken out after it.
+    pub low_rank: Option<LowRankFactors>,
+}
+
+/// What is taken out of a weight before a codec sees it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TakenOut<'a> {
+    /// Columns, ascending.
+    pub columns: &'a [u32],
+    /// A part of low rank, in the basis of the rotation, and how its factors are rounded.
+    pub low_rank: Option<(&'a LowRank, FactorStorage)>,
 }
 
 /// Conditions `weight` in place.
@@ -33,31 +45,35 @@ pub struct Conditioned {
 /// # Errors
 /// [`WeightError::NotFinite`] with the first NaN or infinite weight.
 pub fn condition(weight: Matrix, scaling: RowScaling, rotation: Option<Rotation>) -> Result<Conditioned, WeightError> {
-    condition_without(weight, scaling, rotation, &[])
+    condition_without(weight, scaling, rotation, TakenOut::default())
 }
 
-/// [`condition`] with `columns` taken out, ascending. The exponent is that of the whole weight, so that what was taken out
-/// fits F16 too.
+/// [`condition`] with `taken` out. The exponent is that of the whole weight, so that what was taken out fits F16 too.
 ///
 /// # Errors
-/// As [`condition`].
+/// As [`condition`]; [`WeightError::LowRank`] for factors that are not finite or, in units of the weight, beyond F16.
 ///
 /// # Panics
-/// If there is no such column.
+/// If there is no such column, or the low-rank part has another shape.
 pub fn condition_without(
     mut weight: Matrix,
     scaling: RowScaling,
     rotation: Option<Rotation>,
-    columns: &[u32],
+    taken: TakenOut<'_>,
 ) -> Result<Conditioned, WeightError> {
     check_finite(weight.as_ref())?;
     let shape = weight.shape();
     let exponent = exponent_of(weight.as_ref());
     let unit = exp2(-exponent);
     weight.as_mut_slice().iter_mut().for_each(|w| *w *= unit);
-    let protected = ProtectedColumns::take(&mut weight, columns);
+    let protected = ProtectedColumns::take(&mut weight, taken.columns);
     if let Some(rotation) = &rotation {
         rotation.rotate(&mut weight);
+    }
+    let round = |(part, storage)| LowRankFactors::round(part, exponent, storage);
+    let low_rank = taken.low_rank.map(round).transpose().map_err(|error| WeightError::LowRank(Box::new(error)))?;
+    if let Some(factors) = &low_rank {
+        factors.decode(0).add_scaled(&mut weight, -1.0);
     }
     let mut lost_power = 0.0;
     let row_scales = match scaling {
@@ -67,7 +83,7 @@ pub fn condition_without(
             rows.map(|row| normalize_row(row, factor, &mut lost_power)).collect()
         }
     };
-    Ok(Conditioned { weight, exponent, row_scales, lost_power, rotation, protected })
+    Ok(Conditioned { weight, exponent, row_scales, lost_power, rotation, protected, low_rank })
 }
 
 fn check_finite(weight: MatrixRef<'_>) -> Result<(), WeightError> {

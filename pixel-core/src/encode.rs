@@ -2,9 +2,10 @@
 
 use crate::codec::{Codec, CodecSpec};
 use crate::codec::{Codes, Stream};
-use crate::condition::{Conditioned, condition_without, exp2};
+use crate::condition::{Conditioned, TakenOut, condition_without, exp2};
 use crate::error::WeightError;
 use crate::feedback::{Encoded, Feedback, FeedbackOptions};
+use crate::low_rank::{FactorStorage, LowRank, LowRankFactors, LowRankSpec};
 use crate::matrix::{Matrix, MatrixRef};
 use crate::metrics::ErrorSums;
 use crate::moments::Moments;
@@ -72,21 +73,44 @@ pub fn compress(
     moments: Option<Moments>,
     options: EncodeOptions,
 ) -> Result<(PackedWeight, Outcome), WeightError> {
+    compress_beside(weight, spec, moments, options, None)
+}
+
+/// [`compress`] of what a part of low rank leaves, and that part beside it: in the basis of the rotation, its factors
+/// rounded to the storage, so that the codes make good for their rounding too. Errors are those of the whole.
+///
+/// # Errors
+/// As [`compress`]; [`WeightError::LowRank`] for factors that are not finite or far larger than the weight, and
+/// [`WeightError::Config`] for a rank beyond the weight's sides.
+///
+/// # Panics
+/// If the part has another shape.
+pub fn compress_beside(
+    weight: Matrix,
+    spec: &CodecSpec,
+    moments: Option<Moments>,
+    options: EncodeOptions,
+    low_rank: Option<(&LowRank, FactorStorage)>,
+) -> Result<(PackedWeight, Outcome), WeightError> {
     let shape = weight.shape();
     check_count("protect", options.protect, shape.d_input())?;
+    if let Some((part, storage)) = low_rank {
+        LowRankSpec { rank: part.rank(), storage }.check(shape)?;
+    }
     if let Some(found) = moments.as_ref().map(Moments::d_input).filter(|&found| found != shape.d_input()) {
         return Err(WeightError::MomentsWidth { shape, found });
     }
     let columns = largest_columns(weight.as_ref(), moments.as_ref(), options.protect);
     match moments {
         None => {
-            let (packed, weight) = compress_plain(weight, spec, options.rotation, &columns)?;
+            let (packed, weight) =
+                compress_plain(weight, spec, options.rotation, TakenOut { columns: &columns, low_rank })?;
             Ok((packed, Outcome { weight, output: None }))
         }
         Some(moments) => {
             let width = spec.build()?.block_width(shape);
             let inputs = PreparedInputs::protecting(moments, options.rotation, width, options.feedback, columns);
-            inputs.compress(weight, spec)
+            inputs.compress_beside(weight, spec, low_rank)
         }
     }
 }
@@ -114,19 +138,19 @@ pub fn compress_owned(
     spec: &CodecSpec,
     rotation: Option<u64>,
 ) -> Result<(PackedWeight, ErrorSums), WeightError> {
-    compress_plain(weight, spec, rotation, &[])
+    compress_plain(weight, spec, rotation, TakenOut::default())
 }
 
 fn compress_plain(
     weight: Matrix,
     spec: &CodecSpec,
     rotation: Option<u64>,
-    columns: &[u32],
+    taken: TakenOut<'_>,
 ) -> Result<(PackedWeight, ErrorSums), WeightError> {
     let codec = spec.build()?;
-    let original = original(&weight, columns);
+    let original = original(&weight, taken);
     let rotation = rotation.map(|seed| Rotation::new(weight.shape().d_input(), seed));
-    let conditioned = condition_without(weight, codec.row_scaling(), rotation, columns)?;
+    let conditioned = condition_without(weight, codec.row_scaling(), rotation, taken)?;
     let (codes, fits) = encode(&conditioned, &*codec);
     let scales = refit(&conditioned, &fits);
     let sums = sums_of(&fits, &conditioned, &scales, lost(&conditioned));
@@ -140,10 +164,10 @@ fn compress_plain(
     }
 }
 
-/// The weight as it came, where columns are protected: errors are then measured on what was packed, for the sums of the
-/// codec's own blocks know nothing of these columns.
-fn original(weight: &Matrix, columns: &[u32]) -> Option<Matrix> {
-    (!columns.is_empty()).then(|| weight.clone())
+/// The weight as it came, where something is taken out of it: errors are then measured on what was packed, for the sums of
+/// the codec's own blocks know nothing of that.
+fn original(weight: &Matrix, taken: TakenOut<'_>) -> Option<Matrix> {
+    (!taken.columns.is_empty() || taken.low_rank.is_some()).then(|| weight.clone())
 }
 
 /// Compresses one weight with error feedback through the second moments of its inputs, so that the layer's outputs
@@ -245,6 +269,22 @@ impl PreparedInputs {
     /// # Panics
     /// If the codec's blocks have another width.
     pub fn compress(&self, weight: Matrix, spec: &CodecSpec) -> Result<(PackedWeight, Outcome), WeightError> {
+        self.compress_beside(weight, spec, None)
+    }
+
+    /// [`compress_beside`] with these inputs.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// As there, and if the codec's blocks have another width.
+    pub fn compress_beside(
+        &self,
+        weight: Matrix,
+        spec: &CodecSpec,
+        low_rank: Option<(&LowRank, FactorStorage)>,
+    ) -> Result<(PackedWeight, Outcome), WeightError> {
         let shape = weight.shape();
         if self.moments.d_input() != shape.d_input() {
             return Err(WeightError::MomentsWidth { shape, found: self.moments.d_input() });
@@ -253,21 +293,35 @@ impl PreparedInputs {
         assert_eq!(codec.block_width(shape), self.width, "columns of a block of {spec}");
         let rotation = self.rotation.map(|seed| Rotation::new(shape.d_input(), seed));
         let columns = self.protected.as_ref().map_or(&[][..], |protected| &protected.columns);
-        let original = original(&weight, columns);
-        let conditioned = condition_without(weight, codec.row_scaling(), rotation, columns)?;
+        let taken = TakenOut { columns, low_rank };
+        let original = original(&weight, taken);
+        let conditioned = condition_without(weight, codec.row_scaling(), rotation, taken)?;
         let Encoded { codes, decoded } = self.feedback.encode(conditioned.weight.as_ref(), &*codec);
         let (plain, weighted) = fits_of(conditioned.weight.as_ref(), decoded.as_ref(), &self.moments);
         let scales = refit(&conditioned, &weighted);
         let mut output = sums_of(&weighted, &conditioned, &scales, ErrorSums::default());
         let mut weight = sums_of(&plain, &conditioned, &scales, lost(&conditioned));
         let packed = pack(conditioned, spec, codes, scales);
-        if let (Some(original), Some(protected)) = (original, &self.protected) {
-            let dense = packed.synthesize();
-            weight = ErrorSums::between(original.as_slice(), dense.as_slice());
-            output = protected.moments.output_error(original.as_ref(), dense.as_ref());
+        match (original, &self.protected) {
+            (None, _) => {}
+            (Some(original), Some(protected)) => {
+                let dense = packed.synthesize();
+                weight = ErrorSums::between(original.as_slice(), dense.as_slice());
+                output = protected.moments.output_error(original.as_ref(), dense.as_ref());
+            }
+            // What the low-rank part leaves is met as well as the whole is; only the power is that of the whole.
+            (Some(original), None) => {
+                weight.power = original.as_slice().iter().map(|&w| f64::from(w) * f64::from(w)).sum();
+                output.power = self.output_power(original)?;
+            }
         }
         let output = OutputError { sums: output, damping: self.feedback.damping, retries: self.feedback.retries };
         Ok((packed, Outcome { weight, output: Some(output) }))
+    }
+
+    /// What error feedback adds to the diagonal of `H`, in units of its mean, and how often that was doubled.
+    pub const fn damping(&self) -> (f64, u32) {
+        (self.feedback.damping, self.feedback.retries)
     }
 
     /// `tr(W·H·Wᵀ)` of a weight before it is rotated.
@@ -298,12 +352,17 @@ fn pack(conditioned: Conditioned, spec: &CodecSpec, codes: Codes, scales: Vec<f1
     if !protected.is_empty() {
         streams.extend([Stream::U32(protected.columns().to_vec()), Stream::F16(protected.values().to_vec())]);
     }
+    let low_rank = conditioned.low_rank.as_ref().map(LowRankFactors::spec);
+    if let Some(factors) = conditioned.low_rank {
+        streams.extend(factors.into_streams());
+    }
     let header = PackedHeader {
         shape: conditioned.weight.shape(),
         codec: spec.clone(),
         rotation: conditioned.rotation.as_ref().map(Rotation::seed),
         exponent: conditioned.exponent,
-        protected: protected.len(),
+        protected: conditioned.protected.len(),
+        low_rank,
     };
     PackedWeight::new(header, streams).expect("a codec's own codes are valid")
 }

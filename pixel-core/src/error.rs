@@ -74,6 +74,9 @@ pub enum ConfigError {
         /// The options it has, separated by commas.
         known: String,
     },
+    /// A recipe asks for low-rank parts, and nobody is there to find them.
+    #[error("a rank is asked for, but the plan has no solver for low-rank parts (`Plan::with_low_rank_fitter`)")]
+    NoLowRankFitter,
     /// A text does not parse.
     #[error("{what}: {message}")]
     Parse {
@@ -204,4 +207,15 @@ pub enum WeightError {
     /// The codec cannot be built.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The low-rank part cannot be stored.
+    #[error("the low-rank part: {0}")]
+    LowRank(#[source] Box<FormatError>),
+    /// No low-rank part was found.
+    #[error("the singular value decomposition by {solver} failed: {message}")]
+    Decomposition {
+        /// The solver.
+        solver: String,
+        /// What it said.
+        message: String,
+    },
 }

@@ -66,6 +66,7 @@ pub mod encode;
 pub mod error;
 pub mod feedback;
 mod linalg;
+pub mod low_rank;
 pub mod lru;
 pub mod matrix;
 pub mod metrics;
@@ -81,9 +82,11 @@ mod trigonometry;
 pub use codec::CodecSpec;
 pub use config::PIXELConfig;
 pub use encode::{
-    EncodeOptions, Outcome, OutputError, PreparedInputs, compress, compress_calibrated, compress_owned, compress_weight,
+    EncodeOptions, Outcome, OutputError, PreparedInputs, compress, compress_beside, compress_calibrated,
+    compress_owned, compress_weight,
 };
 pub use error::{ConfigError, FormatError, ShapeError, WeightError};
+pub use low_rank::{FactorStorage, LowRank, LowRankSpec};
 pub use matrix::{Matrix, MatrixRef, Shape, TileGrid, TileShape};
 pub use moments::Moments;
 pub use packed::{PackedHeader, PackedWeight};

@@ -27,6 +27,8 @@
 use crate::codec::CodecSpec;
 use crate::error::ConfigError;
 use crate::feedback::FeedbackOptions;
+use crate::low_rank::{FactorStorage, LowRankSpec};
+use crate::matrix::Shape;
 use crate::protected::check_count;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -64,6 +66,12 @@ pub struct Treatment {
     /// How many columns to store beside the codes, fewer than the weight has; none if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protect: Option<usize>,
+    /// The rank of a low-rank part beside the codes, at most the weight's shorter side; none if absent or 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+    /// How the factors of that part are stored; `int8` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factors: Option<FactorStorage>,
 }
 
 /// One rule: tensors whose name matches are treated otherwise.
@@ -96,18 +104,24 @@ struct RuleFields {
     feedback: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     protect: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rank: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    factors: Option<FactorStorage>,
 }
 
 impl From<RuleFields> for Rule {
-    fn from(RuleFields { pattern, keep, codec, bits, options, rotate, feedback, protect }: RuleFields) -> Self {
-        Self { pattern, treatment: Treatment { keep, codec, bits, options, rotate, feedback, protect } }
+    fn from(fields: RuleFields) -> Self {
+        let RuleFields { pattern, keep, codec, bits, options, rotate, feedback, protect, rank, factors } = fields;
+        let treatment = Treatment { keep, codec, bits, options, rotate, feedback, protect, rank, factors };
+        Self { pattern, treatment }
     }
 }
 
 impl From<Rule> for RuleFields {
     fn from(Rule { pattern, treatment }: Rule) -> Self {
-        let Treatment { keep, codec, bits, options, rotate, feedback, protect } = treatment;
-        Self { pattern, keep, codec, bits, options, rotate, feedback, protect }
+        let Treatment { keep, codec, bits, options, rotate, feedback, protect, rank, factors } = treatment;
+        Self { pattern, keep, codec, bits, options, rotate, feedback, protect, rank, factors }
     }
 }
 
@@ -188,6 +202,8 @@ pub enum Decision {
         feedback: bool,
         /// With this many columns stored beside the codes.
         protect: usize,
+        /// With a low-rank part beside the codes.
+        low_rank: Option<LowRankSpec>,
     },
 }
 
@@ -274,30 +290,31 @@ impl CompiledRecipe {
         self.embeddings.is_match(name)
     }
 
-    /// Whether a rule names the tensor `name`.
-    pub fn has_rule(&self, name: &str) -> bool {
-        self.rules.iter().any(|rule| rule.is_match(name))
+    /// The rule that holds for the tensor `name`, if one does: the first that matches.
+    pub fn rule(&self, name: &str) -> Option<&Rule> {
+        self.rules.iter().position(|rule| rule.is_match(name)).map(|i| &self.recipe.rules[i])
     }
 
     /// What is done with the tensor `name`, of `shape`, which holds floats or not.
     ///
     /// # Errors
-    /// [`ConfigError`] if the rule that matches asks for a codec that cannot be built, or as many columns are to be
-    /// protected as there are or more.
+    /// [`ConfigError`] if the rule that matches asks for a codec that cannot be built, as many columns are to be protected
+    /// as there are or more, or the rank exceeds the shorter side.
     pub fn decide(&self, name: &str, shape: &[usize], is_float: bool) -> Result<Decision, ConfigError> {
         let recipe = &self.recipe;
         let num_weights: usize = shape.iter().product();
         if !is_float || shape.len() != 2 || num_weights == 0 {
             return Ok(Decision::Keep(KeepReason::NotAMatrix));
         }
-        let rule = self.rules.iter().position(|rule| rule.is_match(name)).map(|i| &recipe.rules[i].treatment);
+        let rule = self.rule(name).map(|rule| &rule.treatment);
         if rule.is_none() && num_weights < recipe.min_weights {
             return Ok(Decision::Keep(KeepReason::Small));
         }
         let class = if self.embeddings.is_match(name) { &recipe.embeddings } else { &recipe.layers };
         let decision = self.decision(class, rule)?;
-        if let Decision::Compress { protect, .. } = &decision {
-            check_count("protect", *protect, shape[1])?;
+        if let (Decision::Compress { protect, low_rank, .. }, Ok(shape)) = (&decision, Shape::new(shape[0], shape[1])) {
+            check_count("protect", *protect, shape.d_input())?;
+            low_rank.map_or(Ok(()), |low_rank| low_rank.check(shape))?;
         }
         Ok(decision)
     }
@@ -321,7 +338,11 @@ impl CompiledRecipe {
         let rotate = rule.rotate.or(class.rotate.filter(|_| same_codec)).unwrap_or(codec.family()?.rotates());
         let feedback = rule.feedback.or(class.feedback).unwrap_or(true);
         let protect = rule.protect.or(class.protect).unwrap_or(0);
-        Ok(Decision::Compress { codec, rotation: rotate.then_some(self.recipe.seed), feedback, protect })
+        let rank = rule.rank.or(class.rank).filter(|&rank| rank > 0);
+        let storage = rule.factors.or(class.factors).unwrap_or_default();
+        let low_rank = rank.map(|rank| LowRankSpec { rank, storage });
+        let rotation = rotate.then_some(self.recipe.seed);
+        Ok(Decision::Compress { codec, rotation, feedback, protect, low_rank })
     }
 }
 
@@ -419,6 +440,31 @@ mod tests {
     }
 
     #[test]
+    fn rules_and_classes_say_the_rank() {
+        let toml = r#"
+            [default]
+            rank = 4
+            [[rule]]
+            match = 'v_proj'
+            rank = 0
+            [[rule]]
+            match = 'down_proj'
+            rank = 100
+            factors = "f16"
+        "#;
+        let low_rank = |name: &str| match decide(toml, name) {
+            Decision::Compress { low_rank, .. } => low_rank.map(|spec| spec.to_string()),
+            keep => panic!("{keep:?}"),
+        };
+        let found = ["v_proj", "q_proj", "down_proj", "wte.weight"].map(low_rank);
+        assert_eq!(found, [None, Some("rank 4 in int8".into()), Some("rank 100 in f16".into()), None]);
+        let recipe = Recipe::from_toml(toml).unwrap().compile().unwrap();
+        let error = recipe.decide("down_proj", &[99, 127], true).unwrap_err().to_string();
+        assert_eq!(error, "rank = 100 is outside 1..=99, as the weight is 99×127");
+        assert!(Recipe::from_toml("[default]\nfactors = 'f8'").unwrap_err().to_string().contains("`int8` or `f16`"));
+    }
+
+    #[test]
     fn what_is_no_matrix_or_small_is_kept() {
         let recipe = Recipe::default().compile().unwrap();
         let keep = |shape: &[usize], float| recipe.decide("a.weight", shape, float).unwrap();
@@ -442,7 +488,7 @@ mod tests {
 
     #[test]
     fn a_recipe_round_trips_through_toml_and_json() {
-        let recipe = Recipe::from_toml("seed = 3\n[[rule]]\nmatch = 'x'\nbits = 4\nprotect = 2").unwrap();
+        let recipe = Recipe::from_toml("seed = 3\n[[rule]]\nmatch = 'x'\nbits = 4\nprotect = 2\nrank = 8").unwrap();
         assert_eq!(Recipe::from_toml(&recipe.to_toml()).unwrap(), recipe);
         assert_eq!(Recipe::from_json(&serde_json::to_string(&recipe).unwrap()).unwrap(), recipe);
     }

@@ -27,6 +27,17 @@ fn archives_of_version_1_0_decode_to_what_they_did() {
 }
 
 #[test]
+fn low_rank_parts_of_version_1_2_decode_to_what_they_did() {
+    let archive = decoded("v1.2", "low_rank");
+    let entries = archive.entries().values().map(|entry| entry.manifest());
+    let found: Vec<_> =
+        entries.map(|e| (e.codec.codec.as_str(), e.low_rank.unwrap().to_string(), e.protected)).collect();
+    let expected = ["additive", "matching", "trellis", "uniform"]
+        .map(|codec| [(codec, "rank 3 in f16".to_owned(), 2), (codec, "rank 2 in int8".to_owned(), 0)]);
+    assert_eq!(found, expected.as_flattened());
+}
+
+#[test]
 fn protected_columns_of_version_1_1_decode_to_what_they_did() {
     let archive = decoded("v1.1", "protected");
     let found: Vec<_> =

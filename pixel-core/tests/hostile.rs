@@ -1,12 +1,17 @@
 //! Damaged archives: every truncation and every single-bit flip gives an error or a valid weight, never a panic.
 
+mod common;
+
+use common::FixedFactors;
 use pixel_core::archive::{Archive, Checkpoint};
 use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint};
 use pixel_core::recipe::Recipe;
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
+use std::sync::Arc;
 
-/// An archive of one small weight for each codec, one of them with protected columns, and one kept tensor.
+/// An archive of one small weight for each codec, one of them with protected columns, two with low-rank parts, and one kept
+/// tensor.
 fn small_archive(dir: &Path) -> Vec<u8> {
     let weights: Vec<u8> = (0..16 * 24u32).flat_map(|i| ((i * 97 % 61) as f32 / 30.0 - 1.0).to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![16, 24], &weights).unwrap();
@@ -15,13 +20,18 @@ fn small_archive(dir: &Path) -> Vec<u8> {
     let source = dir.join("source.safetensors");
     safetensors::serialize_to_file(tensors, None, &source).unwrap();
     let rule = |codec: &str| {
-        let protect = if codec == "additive" { "protect = 2\n" } else { "" };
-        format!("[[rule]]\nmatch = '{codec}'\ncodec = '{codec}'\nbits = 2\n{protect}")
+        let beside = match codec {
+            "additive" => "protect = 2\n",
+            "trellis" => "rank = 1\n",
+            "uniform" => "rank = 2\nfactors = 'f16'\n",
+            _ => "",
+        };
+        format!("[[rule]]\nmatch = '{codec}'\ncodec = '{codec}'\nbits = 2\n{beside}")
     };
     let recipe: String = ["trellis", "additive", "matching", "uniform"].map(rule).concat();
     let recipe = Recipe::from_toml(&recipe).unwrap().compile().unwrap();
     let checkpoint = Checkpoint::open(&source).unwrap();
-    let plan = Plan::new(&checkpoint, &recipe).unwrap();
+    let plan = Plan::new(&checkpoint, &recipe).unwrap().with_low_rank_fitter(Arc::new(FixedFactors));
     let output = dir.join("archive.safetensors");
     compress_checkpoint(&checkpoint, &plan, &output, RunOptions::default(), &()).unwrap();
     std::fs::read(output).unwrap()

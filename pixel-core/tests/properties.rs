@@ -25,6 +25,7 @@ fn streams(packed: &PackedWeight) -> Vec<Stream> {
     let own = |bytes: StreamBytes<'_>| match bytes {
         StreamBytes::Words(words) => Stream::U32(words.to_vec()),
         StreamBytes::Halves(halves) => Stream::F16(halves.to_vec()),
+        StreamBytes::Bytes(bytes) => Stream::I8(bytes.to_vec()),
     };
     packed.streams().map(|(_, bytes)| own(bytes)).collect()
 }
@@ -125,6 +126,7 @@ proptest! {
         match &mut streams[drop] {
             Stream::U32(words) => { words.pop(); }
             Stream::F16(halves) => { halves.pop(); }
+            Stream::I8(bytes) => { bytes.pop(); }
         }
         prop_assert!(PackedWeight::new(packed.header().clone(), streams.clone()).is_err());
         streams.remove(drop);

@@ -49,6 +49,7 @@ fn streams(packed: &PackedWeight) -> Vec<Stream> {
     let own = |bytes: StreamBytes<'_>| match bytes {
         StreamBytes::Words(words) => Stream::U32(words.to_vec()),
         StreamBytes::Halves(halves) => Stream::F16(halves.to_vec()),
+        StreamBytes::Bytes(bytes) => Stream::I8(bytes.to_vec()),
     };
     packed.streams().map(|(_, bytes)| own(bytes)).collect()
 }

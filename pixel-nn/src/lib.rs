@@ -52,7 +52,7 @@ pub use attention::{KeyValueCache, PIXELAttention, PIXELAttentionConfig};
 pub use dense::PixelModule;
 pub use embedding::{PIXELEmbedding, PIXELEmbeddingConfig};
 pub use error::LayerError;
-pub use linear::{LowRank, PIXELLinear, PIXELLinearConfig};
+pub use linear::{PIXELLinear, PIXELLinearConfig};
 pub use projection::Projection;
 pub use replace::{
     CompressionReport, PatternParam, ReplaceConfig, replace_linear_layers, replace_skeleton, replaced_parameters,
@@ -60,4 +60,4 @@ pub use replace::{
 };
 pub use shared_input::SharedInput;
 pub use synthesis::{SynthesisMode, WeightCache};
-pub use weight::{PatternWeight, ProtectedParams};
+pub use weight::{LowRank, PatternWeight, ProtectedParams};

@@ -5,7 +5,7 @@ use crate::dense::PixelModule;
 use crate::error::LayerError;
 use crate::shared_input::SharedInput;
 use crate::synthesis::SynthesisMode;
-use crate::weight::{PatternWeight, read_floats};
+use crate::weight::{LowRank, PatternWeight, read_floats};
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::nn::{Initializer, Linear};
@@ -79,7 +79,12 @@ impl PIXELLinearConfig {
             down: uniform.init([self.d_input, rank], device),
             up: Initializer::Zeros.init([rank, self.d_output], device),
         });
-        Ok(PIXELLinear { weight, low_rank, bias, synthesis: SynthesisMode::OnDemand })
+        // Random numbers need not be rotated.
+        let weight = match low_rank {
+            None => weight,
+            Some(part) => weight.beside(part),
+        };
+        Ok(PIXELLinear { weight, bias, synthesis: SynthesisMode::OnDemand })
     }
 
     fn rotation(&self) -> Result<Option<u64>, LayerError> {
@@ -104,21 +109,10 @@ pub(crate) fn rotation(spec: &CodecSpec, rotate: Option<bool>, seed: u64) -> Res
 pub struct PIXELLinear {
     /// The weight, `[d_output, d_input]`.
     pub weight: PatternWeight,
-    /// A low-rank part beside the patterns.
-    pub low_rank: Option<LowRank>,
     /// `[d_output]`.
     pub bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
     synthesis: SynthesisMode,
-}
-
-/// A low-rank part of a weight, `x·down·up`.
-#[derive(Module, Debug)]
-pub struct LowRank {
-    /// `[d_input, rank]`.
-    pub down: Param<Tensor<2>>,
-    /// `[rank, d_output]`.
-    pub up: Param<Tensor<2>>,
 }
 
 impl PIXELLinear {
@@ -149,7 +143,7 @@ impl PIXELLinear {
         let (packed, error) = compress_owned(matrix, codec, rotation(codec, None, seed)?)?;
         let bias = dense.bias.clone();
         let weight = PatternWeight::from_packed(&packed, &device)?;
-        Ok((Self { weight, low_rank: None, bias, synthesis: SynthesisMode::OnDemand }, error))
+        Ok((Self { weight, bias, synthesis: SynthesisMode::OnDemand }, error))
     }
 
     /// A layer from a packed weight and a bias `[d_output]`, if there is one.
@@ -163,7 +157,7 @@ impl PIXELLinear {
         }
         let weight = PatternWeight::from_packed(packed, device)?;
         let bias = bias.map(|bias| Param::from_data(TensorData::new(bias, [shape.d_output()]), device));
-        Ok(Self { weight, low_rank: None, bias, synthesis: SynthesisMode::OnDemand })
+        Ok(Self { weight, bias, synthesis: SynthesisMode::OnDemand })
     }
 
     /// The layer whose tensors are `NAME.weight`, packed, and `NAME.bias`, kept, if the archive has that. Hashes are
@@ -198,16 +192,13 @@ impl PIXELLinear {
         self
     }
 
-    /// Puts a low-rank part beside the patterns.
+    /// Puts a low-rank part beside the patterns, to be trained, say; see [`PatternWeight::with_low_rank`], also for what
+    /// protected columns do to it.
     ///
     /// # Panics
-    /// If its shapes are not `[d_input, rank]` and `[rank, d_output]`.
+    /// If its shapes are not `[d_input, rank]` and `[rank, d_output]`, or the rank exceeds the shorter side.
     pub fn with_low_rank(mut self, low_rank: LowRank) -> Self {
-        let shape = self.weight.shape();
-        let (down, up) = (low_rank.down.dims(), low_rank.up.dims());
-        let expected = ([shape.d_input(), up[0]], [down[1], shape.d_output()]);
-        assert_eq!((down, up), expected, "shapes of the low-rank factors");
-        self.low_rank = Some(low_rank);
+        self.weight = self.weight.with_low_rank(low_rank);
         self
     }
 
@@ -238,12 +229,7 @@ impl PIXELLinear {
         assert_shape!(input, [.., d_input]);
         let weight = self.weight.codes().id;
         calibration::observe(weight, &input);
-        let mut output = self.weight.linear_shared(shared, &self.synthesis);
-        if let Some(LowRank { down, up }) = &self.low_rank {
-            let dtype = output.dtype();
-            let inner = burn::tensor::module::linear(input, down.val().cast(dtype), None);
-            output = output + burn::tensor::module::linear(inner, up.val().cast(dtype), None);
-        }
+        let output = self.weight.linear_shared(shared, &self.synthesis);
         let output = match &self.bias {
             None => output,
             Some(bias) => {
@@ -259,10 +245,7 @@ impl PixelModule for PIXELLinear {
     type Dense = Linear;
 
     fn to_dense(&self) -> Linear {
-        let mut weight = self.weight.synthesize().transpose();
-        if let Some(LowRank { down, up }) = &self.low_rank {
-            weight = weight + down.val().matmul(up.val());
-        }
+        let weight = self.weight.synthesize().transpose();
         Linear { weight: Param::from_tensor(weight.detach()), bias: self.bias.clone() }
     }
 
@@ -270,10 +253,9 @@ impl PixelModule for PIXELLinear {
         8.0 * self.stored_bytes() as f64 / self.weight.shape().num_weights() as f64
     }
 
-    /// Codes, scales and learned patterns as an archive holds them, and the low-rank part in F32.
+    /// Codes, scales, learned patterns and low-rank factors as an archive holds them.
     fn stored_bytes(&self) -> usize {
-        let factors = self.low_rank.as_ref().map_or(0, LowRank::num_params);
-        self.weight.stored_bytes() + 4 * factors
+        self.weight.stored_bytes()
     }
 }
 
@@ -289,9 +271,9 @@ impl ModuleDisplay for PIXELLinear {
             .add("bias", &self.bias.is_some())
             .add("codec", self.weight.codec().to_string().as_str())
             .add("bits_per_weight", format!("{:.3}", self.bits_per_weight()).as_str());
-        match &self.low_rank {
+        match self.weight.low_rank() {
             None => content.optional(),
-            Some(low_rank) => content.add("rank", &low_rank.down.dims()[1]).optional(),
+            Some(low_rank) => content.add("rank", &low_rank.rank()).optional(),
         }
     }
 }

@@ -5,12 +5,14 @@ use crate::shared_input::SharedInput;
 use crate::synthesis::{Slot, SynthesisMode};
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Distribution, Int, Tensor};
-use pixel_core::backend::{PatternTensors, ProtectedTensors, RotationTensors, check_device};
+use pixel_core::backend::{
+    Direction, LowRankTensors, PatternTensors, ProtectedTensors, RotationTensors, check_device, rotate,
+};
 use pixel_core::codec::CodecLayout;
 use pixel_core::metrics::bits_per_weight;
 use pixel_core::packed::spec_streams;
 use pixel_core::synthesis::{Arithmetic, KernelForm};
-use pixel_core::{CodecSpec, PackedHeader, PackedWeight, Shape};
+use pixel_core::{CodecSpec, FactorStorage, LowRankSpec, PackedHeader, PackedWeight, Shape};
 use std::sync::Arc;
 
 /// A weight `[d_output, d_input]` as codes, scales and a dictionary.
@@ -25,6 +27,7 @@ pub struct PatternWeight {
     dictionary: Param<Tensor<1>>,
     rotation: Option<RotationTensors>,
     protected: Option<ProtectedParams>,
+    low_rank: Option<LowRank>,
     slot: Slot,
     #[module(skip)]
     form: Arc<Form>,
@@ -37,6 +40,26 @@ pub struct ProtectedParams {
     pub columns: Param<Tensor<1, Int>>,
     /// `[d_output, k]`.
     pub values: Param<Tensor<2>>,
+}
+
+/// A low-rank part of a weight beside the codes, `x·down·up`. Both factors may be trained.
+#[derive(Module, Debug)]
+pub struct LowRank {
+    /// `[d_input, rank]`. In a [`PatternWeight`] that is rotated, of the rotated inputs.
+    pub down: Param<Tensor<2>>,
+    /// `[rank, d_output]`.
+    pub up: Param<Tensor<2>>,
+}
+
+impl LowRank {
+    /// The rank.
+    pub fn rank(&self) -> usize {
+        self.up.dims()[0]
+    }
+
+    fn of(tensors: LowRankTensors) -> Self {
+        Self { down: Param::from_tensor(tensors.down), up: Param::from_tensor(tensors.up) }
+    }
 }
 
 /// What never changes about a weight.
@@ -64,6 +87,7 @@ impl PatternWeight {
                 columns: Param::initialized(ParamId::new(), columns),
                 values: Param::from_tensor(values),
             }),
+            low_rank: tensors.low_rank.map(LowRank::of),
             slot: Slot::default(),
             form: Arc::new(form),
         })
@@ -83,7 +107,7 @@ impl PatternWeight {
     ) -> Result<Self, LayerError> {
         check_device(device)?;
         let exponent = exponent_of(deviation);
-        let header = PackedHeader { shape, codec: spec.clone(), rotation, exponent, protected: 0 };
+        let header = PackedHeader { shape, codec: spec.clone(), rotation, exponent, protected: 0, low_rank: None };
         let stored: usize = spec_streams(spec, shape)?.iter().map(|stream| stream.num_bytes()).sum();
         // Two draws of sixteen bits a word: every backend holds them exactly.
         let draws = Tensor::<1>::random([stored / 2 + 2], Distribution::Uniform(0.0, 65536.0), (device, DType::F32));
@@ -97,7 +121,8 @@ impl PatternWeight {
         Self::from_packed(&packed, device)
     }
 
-    /// Back to the packed form, for an archive. Scales and protected columns are rounded to F16.
+    /// Back to the packed form, for an archive. Scales and protected columns are rounded to F16,
+    /// low-rank factors as they were stored, or to F16 where they came with [`with_low_rank`](Self::with_low_rank).
     ///
     /// # Errors
     /// [`LayerError::Backend`] if training changed a part of the dictionary that archives do not hold, or a scale does not
@@ -126,6 +151,56 @@ impl PatternWeight {
         self.protected.as_ref()
     }
 
+    /// The low-rank part beside the codes, if there is one.
+    pub fn low_rank(&self) -> Option<&LowRank> {
+        self.low_rank.as_ref()
+    }
+
+    /// The same weight with `part` beside the codes, in place of what was there; `part` reads the inputs as they are, and
+    /// is brought into the basis of the rotation here. Where columns are protected it has no say: they replace all else.
+    ///
+    /// # Panics
+    /// If its shapes are not `[d_input, rank]` and `[rank, d_output]`, or the rank exceeds the shorter side.
+    pub fn with_low_rank(self, part: LowRank) -> Self {
+        let LowRank { down, up } = part;
+        let down = match &self.rotation {
+            None => down,
+            // (x·Q)·(Qᵀ·down) = x·down: the columns of `down` turn as rows of inputs do.
+            Some(tables) => {
+                let trained = down.is_require_grad();
+                let rotated = |down: Tensor<2>| rotate(down.transpose(), tables, Direction::Forward).transpose();
+                down.map(|down| rotated(down).detach().set_require_grad(trained))
+            }
+        };
+        self.beside(LowRank { down, up })
+    }
+
+    /// The same weight without a low-rank part.
+    pub fn without_low_rank(mut self) -> Self {
+        self.low_rank = None;
+        self.change_form(None)
+    }
+
+    /// The same weight with `part` beside the codes, in the basis of the rotation.
+    pub(crate) fn beside(mut self, part: LowRank) -> Self {
+        let (shape, rank) = (self.shape(), part.rank());
+        let expected = ([shape.d_input(), rank], [rank, shape.d_output()]);
+        assert_eq!((part.down.dims(), part.up.dims()), expected, "shapes of the low-rank factors");
+        let spec = LowRankSpec { rank, storage: FactorStorage::F16 };
+        spec.check(shape).unwrap_or_else(|error| panic!("{error}"));
+        self.low_rank = Some(part);
+        self.change_form(Some(spec))
+    }
+
+    fn change_form(mut self, low_rank: Option<LowRankSpec>) -> Self {
+        let bytes = |spec: Option<LowRankSpec>| spec.map_or(0, |spec| spec.num_bytes(self.shape()));
+        let stored_bytes = self.form.stored_bytes - bytes(self.form.header.low_rank) + bytes(low_rank);
+        let header = PackedHeader { low_rank, ..self.form.header.clone() };
+        self.form = Arc::new(Form { header, layout: self.form.layout, stored_bytes });
+        self.slot = Slot::default();
+        self
+    }
+
     /// The same weight with other scales.
     ///
     /// # Panics
@@ -150,7 +225,7 @@ impl PatternWeight {
         self
     }
 
-    /// Shape, codec, rotation, exponent, and how many columns are protected.
+    /// Shape, codec, rotation, exponent, and what is stored beside the codes.
     pub fn header(&self) -> &PackedHeader {
         &self.form.header
     }
@@ -175,8 +250,8 @@ impl PatternWeight {
         self.form.stored_bytes
     }
 
-    /// Bytes that it holds on its device: codes as stored, scales, dictionary and protected columns in F32, the tables of
-    /// the rotation.
+    /// Bytes that it holds on its device: codes as stored, scales, dictionary, protected columns and low-rank factors in F32,
+    /// the tables of the rotation.
     pub fn device_bytes(&self) -> usize {
         self.tensors().num_bytes()
     }
@@ -193,6 +268,7 @@ impl PatternWeight {
                 .protected
                 .as_ref()
                 .map(|protected| ProtectedTensors { columns: protected.columns.val(), values: protected.values.val() }),
+            low_rank: self.low_rank.as_ref().map(|part| LowRankTensors { down: part.down.val(), up: part.up.val() }),
             arithmetic: Arithmetic::default(),
         }
     }

@@ -105,7 +105,7 @@ fn a_low_rank_part_starts_at_zero_and_adds_its_product() {
     let layer = config.init(&device);
     let x = normal([5, 40]);
     let mut without = layer.clone();
-    without.low_rank = None;
+    without.weight = without.weight.without_low_rank();
     assert_eq!(host(layer.forward(x.clone())), host(without.forward(x.clone())));
     let (down, up) = (normal([40, 3]), normal([3, 24]));
     let factors = LowRank { down: Param::from_tensor(down.clone()), up: Param::from_tensor(up.clone()) };
@@ -113,7 +113,13 @@ fn a_low_rank_part_starts_at_zero_and_adds_its_product() {
     let expected = without.forward(x.clone()) + x.clone().matmul(down).matmul(up);
     assert!(distance(layer.forward(x.clone()), expected.clone()) < 1e-5);
     assert!(distance(layer.to_dense().forward(x), expected) < 1e-5);
-    assert_eq!(layer.stored_bytes() - without.stored_bytes(), 4 * 3 * (40 + 24));
+    assert_eq!(layer.stored_bytes() - without.stored_bytes(), 2 * 3 * (40 + 24));
+    // An archive holds the factors, in F16.
+    let packed = layer.weight.to_packed().unwrap();
+    let again = PIXELLinear::from_packed(&packed, None, &device).unwrap();
+    let exact = host(layer.to_dense().weight.val());
+    let error = pixel_core::metrics::ErrorSums::between(&exact, &host(again.to_dense().weight.val())).relative_mse();
+    assert!(error < 1e-6 && packed.num_bytes() == layer.stored_bytes(), "{error:e}");
 }
 
 #[test]
@@ -145,8 +151,10 @@ fn layers_that_share_an_input_give_what_they_give_alone() {
         for layer in &layers {
             assert_eq!(host(layer.forward_shared(&shared)), host(layer.forward(x.clone())), "{text}");
         }
-        let protected = PIXELLinear::from_packed(&protected(text, [45, 70], 2), None, &Device::flex()).unwrap();
-        assert_eq!(host(protected.forward_shared(&shared)), host(protected.forward(x.clone())), "{text}");
+        for packed in [protected(text, [45, 70], 2), with_low_rank(text, [45, 70], 2)] {
+            let layer = PIXELLinear::from_packed(&packed, None, &Device::flex()).unwrap();
+            assert_eq!(host(layer.forward_shared(&shared)), host(layer.forward(x.clone())), "{text}");
+        }
     }
 }
 
@@ -159,35 +167,82 @@ fn protected(text: &str, shape: [usize; 2], seed: u64) -> PackedWeight {
     compress(matrix, &codec(text), None, options).unwrap().0
 }
 
+/// A packed weight with a low-rank part that holds half of its energy.
+fn with_low_rank(text: &str, [m, n]: [usize; 2], seed: u64) -> PackedWeight {
+    Device::flex().seed(seed);
+    let matrix = |m: usize, n: usize| Matrix::new(Shape::new(m, n).unwrap(), host(normal([m, n]))).unwrap();
+    let part = pixel_core::LowRank { up: matrix(m, 2), down: matrix(2, n) };
+    let mut weight = part.product();
+    let rotation = pixel_core::Rotation::new(n, 5);
+    let mut scratch = rotation.scratch();
+    weight.as_mut_slice().chunks_exact_mut(n).for_each(|row| rotation.inverse(row, &mut scratch));
+    weight.as_mut_slice().iter_mut().zip(host(normal([m, n]))).for_each(|(w, v)| *w += 1.4 * v);
+    let options = EncodeOptions { rotation: Some(5), ..Default::default() };
+    let part = Some((&part, pixel_core::FactorStorage::Int8));
+    pixel_core::compress_beside(weight, &codec(text), None, options, part).unwrap().0
+}
+
+/// A layer and a table of `packed` are its dense form, on demand and from a cache, and back again.
+fn is_its_packed_weight(packed: &PackedWeight, text: &str) -> PIXELLinear {
+    let device = Device::flex();
+    let dense = packed.synthesize();
+    let dense = Tensor::<2>::from_data(burn::tensor::TensorData::new(dense.into_vec(), [40, 48]), &device);
+    let layer = PIXELLinear::from_packed(packed, None, &device).unwrap();
+    let x = normal([2, 3, 48]);
+    let expected = x.clone().matmul(dense.clone().transpose().unsqueeze());
+    agrees(&layer, &x, &expected, text);
+    assert!(distance(layer.to_dense().forward(x.clone()), expected.clone()) < 1e-5, "{text}");
+    let cached = layer.clone().with_synthesis(SynthesisMode::Cached(WeightCache::new(1 << 20)));
+    assert!(distance(cached.forward(x), expected) < 1e-5, "{text}");
+    assert!(layer.weight.to_packed().unwrap().streams().eq(packed.streams()), "{text}");
+    let table = PIXELEmbedding::from_packed(packed, &device).unwrap();
+    let tokens = Tensor::<2, Int>::from_data([[7, 0, 7], [39, 1, 2]], &device);
+    let rows = dense.select(0, tokens.clone().reshape([6])).reshape([2, 3, 48]);
+    assert!(distance(table.forward(tokens), rows) < 1e-5, "{text}");
+    layer
+}
+
+#[test]
+fn layers_with_low_rank_parts_are_their_packed_weight() {
+    for text in CODECS {
+        let packed = with_low_rank(text, [40, 48], 1);
+        let layer = is_its_packed_weight(&packed, text);
+        let plain = PIXELLinear::from_packed(&compress_owned_of(&packed), None, &Device::flex()).unwrap();
+        assert_eq!(layer.num_params(), plain.num_params() + 2 * (40 + 48), "{text}");
+        assert_eq!(layer.stored_bytes(), plain.stored_bytes() + 2 * (40 + 48) + 2 * 2 * 2, "{text}");
+        assert_eq!(layer.weight.device_bytes(), plain.weight.device_bytes() + 4 * 2 * (40 + 48), "{text}");
+        assert!(layer.to_string().contains("rank: 2"), "{layer}");
+    }
+}
+
+#[test]
+fn a_record_restores_a_low_rank_part() {
+    let device = Device::flex();
+    for text in CODECS {
+        let layer = |seed| PIXELLinear::from_packed(&with_low_rank(text, [40, 48], seed), None, &device).unwrap();
+        let (layer, other) = (layer(1), layer(2));
+        let bytes = layer.clone().into_record().into_bytes().unwrap();
+        let loaded = other.load_record(ModuleRecord::from_bytes(bytes).unwrap());
+        let x = normal([3, 48]);
+        assert_eq!(host(loaded.forward(x.clone())), host(layer.forward(x)), "{text}");
+    }
+}
+
 #[test]
 fn layers_with_protected_columns_are_their_packed_weight() {
     let device = Device::flex();
     for text in CODECS {
         let packed = protected(text, [40, 48], 1);
-        let dense = packed.synthesize();
-        let dense = Tensor::<2>::from_data(burn::tensor::TensorData::new(dense.into_vec(), [40, 48]), &device);
-        let layer = PIXELLinear::from_packed(&packed, None, &device).unwrap();
-        let x = normal([2, 3, 48]);
-        let expected = x.clone().matmul(dense.clone().transpose().unsqueeze());
-        agrees(&layer, &x, &expected, text);
-        assert!(distance(layer.to_dense().forward(x.clone()), expected.clone()) < 1e-5, "{text}");
-        let cached = layer.clone().with_synthesis(SynthesisMode::Cached(WeightCache::new(1 << 20)));
-        assert!(distance(cached.forward(x), expected) < 1e-5, "{text}");
+        let layer = is_its_packed_weight(&packed, text);
         // Values are parameters; columns and values are counted.
         let plain = PIXELLinear::from_packed(&compress_owned_of(&packed), None, &device).unwrap();
         assert_eq!(layer.num_params(), plain.num_params() + 40 * 4, "{text}");
         assert_eq!(layer.stored_bytes(), plain.stored_bytes() + 4 * 4 + 40 * 4 * 2, "{text}");
         assert_eq!(layer.weight.device_bytes(), plain.weight.device_bytes() + 4 * 4 + 40 * 4 * 4, "{text}");
-        assert!(layer.weight.to_packed().unwrap().streams().eq(packed.streams()), "{text}");
-
-        let table = PIXELEmbedding::from_packed(&packed, &device).unwrap();
-        let tokens = Tensor::<2, Int>::from_data([[7, 0, 7], [39, 1, 2]], &device);
-        let rows = dense.select(0, tokens.clone().reshape([6])).reshape([2, 3, 48]);
-        assert!(distance(table.forward(tokens), rows) < 1e-5, "{text}");
     }
 }
 
-/// The same weight coded without protected columns.
+/// The same weight with nothing beside its codes.
 fn compress_owned_of(packed: &PackedWeight) -> PackedWeight {
     let header = packed.header();
     compress_owned(packed.synthesize(), &header.codec, header.rotation).unwrap().0
@@ -313,6 +368,25 @@ fn a_cache_never_serves_a_weight_that_has_changed() {
     assert!(distance(layer.forward(x), expected) < 1e-5);
 }
 
+/// A part of the user's own has gradients, also where it had to be rotated first.
+#[cfg(feature = "autodiff")]
+#[test]
+fn a_part_that_is_put_beside_a_rotated_weight_trains() {
+    let device = Device::flex().autodiff();
+    let layer = PIXELLinearConfig::new(24, 16).with_codec(codec("additive:2")).with_rotate(Some(true)).init(&device);
+    let random = |shape: [usize; 2]| {
+        Param::from_tensor(Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &device).require_grad())
+    };
+    let layer = layer.with_low_rank(LowRank { down: random([24, 2]), up: random([2, 16]) });
+    let x = Tensor::<2>::random([5, 24], Distribution::Normal(0.0, 1.0), &device);
+    let gradients = layer.forward(x).powf_scalar(2.0).sum().backward();
+    let part = layer.weight.low_rank().unwrap();
+    for factor in [&part.down, &part.up] {
+        let gradient = factor.val().grad(&gradients).unwrap();
+        assert!(host(gradient.abs().sum())[0] > 0.0);
+    }
+}
+
 #[cfg(feature = "autodiff")]
 #[test]
 fn a_layer_trains_scales_dictionary_low_rank_and_bias() {
@@ -333,7 +407,7 @@ fn a_layer_trains_scales_dictionary_low_rank_and_bias() {
             let of = |param: &Param<Tensor<2>>| param.val().grad(&gradients).map(|g| host(g.abs().sum())[0]);
             assert!(of(layer.weight.scales()).unwrap() > 0.0, "{text}");
             assert!(layer.weight.dictionary().val().grad(&gradients).is_some(), "{text}");
-            let low_rank = layer.low_rank.as_ref().unwrap();
+            let low_rank = layer.weight.low_rank().unwrap();
             assert!(of(&low_rank.up).unwrap() > 0.0 && of(&low_rank.down).is_some());
             let gradients = GradientsParams::from_grads(gradients, &layer);
             layer = optimizer.step(0.01, layer, gradients);

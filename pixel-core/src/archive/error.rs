@@ -83,7 +83,7 @@ pub enum ArchiveError {
         /// The tensor.
         tensor: String,
         /// Why.
-        source: WeightError,
+        source: Box<WeightError>,
     },
     /// The file is not an archive.
     #[error("{}: not a PIXEL archive (no \"pixel\" metadata); `pixel compress` makes one", path.display())]

@@ -3,6 +3,7 @@
 use super::dtype::FloatType;
 use super::error::ArchiveError;
 use crate::codec::CodecSpec;
+use crate::low_rank::LowRankSpec;
 use crate::matrix::Shape;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ pub const MANIFEST_HASH_KEY: &str = "pixel_blake3";
 /// A reader refuses other major versions.
 pub const VERSION_MAJOR: u32 = 1;
 /// A reader accepts other minor versions and ignores the fields that it does not know.
-pub const VERSION_MINOR: u32 = 1;
+pub const VERSION_MINOR: u32 = 2;
 
 /// The manifest of one shard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,6 +48,9 @@ pub struct PackedEntry {
     /// How many columns are stored beside the codes. Since 1.1.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub protected: usize,
+    /// Rank and storage of the low-rank part beside the codes, if there is one. Since 1.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub low_rank: Option<LowRankSpec>,
     /// Relative mean squared error against the source.
     pub relative_mse: f64,
     /// Relative error of the layer's outputs on the inputs of the calibration, `tr((W−Ŵ)·H·(W−Ŵ)ᵀ)/tr(W·H·Wᵀ)`, if

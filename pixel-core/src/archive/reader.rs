@@ -147,6 +147,7 @@ impl Archive {
             rotation: entry.manifest.rotation,
             exponent: entry.manifest.exponent,
             protected: entry.manifest.protected,
+            low_rank: entry.manifest.low_rank,
         };
         PackedWeight::new(header, streams).map_err(|source| format_error(path, name, source))
     }
@@ -224,7 +225,7 @@ fn check_entry(
     entry: &PackedEntry,
 ) -> Result<Vec<StreamSpec>, ArchiveError> {
     let path = &checkpoint.shards()[shard].path;
-    let streams = stored_streams(&entry.codec, entry.shape, entry.protected)
+    let streams = stored_streams(&entry.codec, entry.shape, entry.protected, entry.low_rank)
         .map_err(|source| format_error(path, name, source.into()))?;
     for stream in &streams {
         let info = find(checkpoint, shard, &stream_name(name, stream))?;
@@ -247,6 +248,7 @@ pub(crate) const fn safetensors_dtype(dtype: StreamType) -> Dtype {
     match dtype {
         StreamType::U32 => Dtype::U32,
         StreamType::F16 => Dtype::F16,
+        StreamType::I8 => Dtype::I8,
     }
 }
 
@@ -254,6 +256,7 @@ fn read_stream(dtype: StreamType, bytes: &[u8]) -> Stream {
     match dtype {
         StreamType::U32 => Stream::U32(bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()),
         StreamType::F16 => Stream::F16(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect()),
+        StreamType::I8 => Stream::I8(bytemuck::cast_slice(bytes).to_vec()),
     }
 }
 

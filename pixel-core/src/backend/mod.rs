@@ -62,7 +62,7 @@ mod tests;
 pub use device::{BackendError, check_device, probe_device};
 pub use ops::PixelBackend;
 pub use rotation::{RotationTensors, rotate};
-pub use tensors::{PatternTensors, ProtectedTensors, match_patterns};
+pub use tensors::{LowRankTensors, PatternTensors, ProtectedTensors, match_patterns};
 
 use burn::backend::Dispatch;
 

@@ -2,8 +2,11 @@
 
 use super::{BackendError, Direction, Dispatch, PixelBackend, RotationTensors, check_device, rotate};
 use crate::codec::CodecLayout;
+use crate::error::FormatError;
+use crate::low_rank::LowRank;
+use crate::matrix::{Matrix, Shape};
 use crate::packed::{PackedHeader, PackedWeight};
-use crate::synthesis::{Arithmetic, KernelForm};
+use crate::synthesis::{Arithmetic, KernelForm, KernelFormError};
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData, assert_shape};
 
 /// The largest odd part of a width that kernels rotate: they multiply it out, and count in 32 bits.
@@ -26,6 +29,8 @@ pub struct PatternTensors {
     pub rotation: Option<RotationTensors>,
     /// The columns that are not taken from the codes, if there are any.
     pub protected: Option<ProtectedTensors>,
+    /// The low-rank part beside the codes, if there is one.
+    pub low_rank: Option<LowRankTensors>,
     /// What products compute with.
     pub arithmetic: Arithmetic,
 }
@@ -67,6 +72,57 @@ impl ProtectedTensors {
     }
 }
 
+/// A low-rank part on a device, in the basis of the rotation: `(W·Q)ᵀ` is what the codes say plus `down · up`, so that a
+/// product with rotated activations takes two thin ones beside it.
+///
+/// Kernels know nothing of it either.
+#[derive(Debug, Clone)]
+pub struct LowRankTensors {
+    /// `[d_input, rank]`, F32.
+    pub down: Tensor<2>,
+    /// `[rank, d_output]`, F32.
+    pub up: Tensor<2>,
+}
+
+impl LowRankTensors {
+    fn new(part: &LowRank, device: &Device) -> Self {
+        // The host holds both factors the other way round; a transposed operand would be copied in every product.
+        let transposed = |matrix: &Matrix| {
+            let [rows, columns] = <[usize; 2]>::from(matrix.shape());
+            let values = (0..rows * columns).map(|at| matrix.as_slice()[at % rows * columns + at / rows]).collect();
+            Tensor::from_data(TensorData::new(values, [columns, rows]), (device, DType::F32))
+        };
+        Self { down: transposed(&part.down), up: transposed(&part.up) }
+    }
+
+    /// Back to the host.
+    fn to_host(&self) -> Result<LowRank, BackendError> {
+        let matrix = |what, tensor: &Tensor<2>| -> Result<Matrix, BackendError> {
+            let tensor = tensor.clone().transpose();
+            let [rows, columns] = tensor.dims();
+            let values = floats(what, &tensor)?;
+            let matrix = Shape::new(rows, columns).and_then(|shape| Matrix::new(shape, values));
+            matrix.map_err(|error| KernelFormError::from(FormatError::from(error)).into())
+        };
+        Ok(LowRank { up: matrix("low_rank_up", &self.up)?, down: matrix("low_rank_down", &self.down)? })
+    }
+
+    /// `x · down · up` for rotated activations `[batch, d_input]`.
+    fn linear(&self, x: Tensor<2>) -> Tensor<2> {
+        x.matmul(self.down.clone()).matmul(self.up.clone())
+    }
+
+    /// The part as a matrix in the basis of the rotation, rows `rows` or all of them.
+    fn rows(&self, rows: Option<Tensor<1, Int>>) -> Tensor<2> {
+        let up = self.up.clone().transpose();
+        let up = match rows {
+            None => up,
+            Some(rows) => up.select(0, rows),
+        };
+        up.matmul(self.down.clone().transpose())
+    }
+}
+
 impl PatternTensors {
     /// Puts `packed` on `device`.
     ///
@@ -82,6 +138,7 @@ impl PatternTensors {
             return Err(BackendError::Width { d_input: shape.d_input(), odd, limit: LARGEST_ODD_PART });
         }
         let protected = ProtectedTensors::new(&form, device);
+        let low_rank = form.low_rank.as_ref().map(|part| LowRankTensors::new(part, device));
         let rotation = packed.header().rotation.map(|seed| RotationTensors::new(shape.d_input(), seed, device));
         let (words, values) = (form.codes.len(), form.dictionary.len());
         let scales = [shape.d_output(), layout.scales_per_row()];
@@ -92,11 +149,13 @@ impl PatternTensors {
             dictionary: Tensor::from_data(TensorData::new(form.dictionary, [values]), (device, DType::F32)),
             rotation,
             protected,
+            low_rank,
             arithmetic: Arithmetic::default(),
         })
     }
 
-    /// Reads the tensors back into a packed weight. Scales and protected columns are rounded to F16.
+    /// Reads the tensors back into a packed weight. Scales and protected columns are rounded to F16,
+    /// low-rank factors to the storage that the header names.
     ///
     /// # Errors
     /// As [`KernelForm::to_packed`]; [`BackendError::Read`] if a tensor cannot be read.
@@ -113,7 +172,9 @@ impl PatternTensors {
             protected = columns.into_iter().map(|column| u32::try_from(column).unwrap_or(u32::MAX)).collect();
             protected_values = floats("protected_values", values)?;
         }
-        let form = KernelForm { layout: self.layout, codes, scales, dictionary, protected, protected_values };
+        let low_rank = self.low_rank.as_ref().map(LowRankTensors::to_host).transpose()?;
+        let layout = self.layout;
+        let form = KernelForm { layout, codes, scales, dictionary, protected, protected_values, low_rank };
         Ok(form.to_packed(header)?)
     }
 
@@ -127,7 +188,7 @@ impl PatternTensors {
         self.scales.device()
     }
 
-    /// Bytes of codes, scales, dictionary, rotation tables and protected columns.
+    /// Bytes of codes, scales, dictionary, rotation tables, protected columns and low-rank factors.
     pub fn num_bytes(&self) -> usize {
         let tables = self.rotation.as_ref().map_or(0, |tables| {
             let rotation = tables.rotation();
@@ -136,7 +197,9 @@ impl PatternTensors {
         let d_output = self.layout.shape().d_output();
         let protected = self.protected.as_ref().map_or(0, |protected| protected.columns.dims()[0] * (d_output + 1));
         let scales = d_output * self.layout.scales_per_row();
-        4 * (self.layout.num_words() + scales + self.layout.dictionary_len() + tables + protected)
+        let sides = d_output + self.layout.shape().d_input();
+        let low_rank = self.low_rank.as_ref().map_or(0, |part| part.up.dims()[0] * sides);
+        4 * (low_rank + self.layout.num_words() + scales + self.layout.dictionary_len() + tables + protected)
     }
 
     /// `x · Wᵀ`: `x` is `[…, d_input]`, the result `[…, d_output]`.
@@ -176,7 +239,7 @@ impl PatternTensors {
         self.coded(x)
     }
 
-    /// The product of the codes with rotated activations.
+    /// The product of the codes and the low-rank part with rotated activations.
     fn coded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let (d_input, d_output) = (self.layout.shape().d_input(), self.layout.shape().d_output());
         assert_shape!(x, [.., d_input]);
@@ -186,25 +249,35 @@ impl PatternTensors {
         if batch == 0 {
             return Tensor::zeros(shape, (&x.device(), x.dtype()));
         }
+        let (dtype, x) = (x.dtype(), x.reshape([batch, d_input]));
+        // In f32, for two products are added.
+        let x = if self.low_rank.is_some() { x.cast(DType::F32) } else { x };
         let y: Tensor<2> = Tensor::from_dispatch(Dispatch::pattern_linear(
-            x.reshape([batch, d_input]).into_dispatch(),
+            x.clone().into_dispatch(),
             self.codes.clone().into_dispatch(),
             self.scales.clone().into_dispatch(),
             self.dictionary.clone().into_dispatch(),
             self.layout,
             self.arithmetic,
         ));
-        y.reshape(shape)
+        match &self.low_rank {
+            None => y.reshape(shape),
+            Some(part) => (y + part.linear(x)).cast(dtype).reshape(shape),
+        }
     }
 
     /// The weight, `[d_output, d_input]`.
     pub fn synthesize(&self) -> Tensor<2> {
-        let weights = self.rotate_back(Tensor::from_dispatch(Dispatch::synthesize(
+        let weights = Tensor::from_dispatch(Dispatch::synthesize(
             self.codes.clone().into_dispatch(),
             self.scales.clone().into_dispatch(),
             self.dictionary.clone().into_dispatch(),
             self.layout,
-        )));
+        ));
+        let weights = self.rotate_back(match &self.low_rank {
+            None => weights,
+            Some(part) => weights + part.rows(None),
+        });
         match &self.protected {
             None => weights,
             Some(protected) => protected.replace(weights, protected.values.clone()),
@@ -221,13 +294,18 @@ impl PatternTensors {
             return Tensor::zeros([0, self.layout.shape().d_input()], (&self.device(), DType::F32));
         }
         let values = self.protected.as_ref().map(|protected| protected.values.clone().select(0, rows.clone()));
-        let weights = self.rotate_back(Tensor::from_dispatch(Dispatch::synthesize_rows(
+        let low_rank = self.low_rank.as_ref().map(|part| part.rows(Some(rows.clone())));
+        let weights = Tensor::from_dispatch(Dispatch::synthesize_rows(
             rows.into_dispatch(),
             self.codes.clone().into_dispatch(),
             self.scales.clone().into_dispatch(),
             self.dictionary.clone().into_dispatch(),
             self.layout,
-        )));
+        ));
+        let weights = self.rotate_back(match low_rank {
+            None => weights,
+            Some(low_rank) => weights + low_rank,
+        });
         match (&self.protected, values) {
             (Some(protected), Some(values)) => protected.replace(weights, values),
             _ => weights,

@@ -8,7 +8,7 @@ mod gradients;
 use super::*;
 use crate::codec::CodecLayout;
 use crate::synthesis::{Arithmetic, KernelForm, reference};
-use crate::{CodecSpec, EncodeOptions, Matrix, PackedWeight, Shape, compress};
+use crate::{CodecSpec, EncodeOptions, FactorStorage, LowRank, Matrix, PackedWeight, Rotation, Shape, compress_beside};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -54,20 +54,22 @@ struct Case {
     batch: usize,
     rotation: Option<u64>,
     protect: usize,
+    rank: usize,
     strided: bool,
     seed: u64,
 }
 
 fn cases() -> impl Strategy<Value = Case> {
     let sides = (1usize..75, 1usize..75, 1usize..=64);
-    (0..SPECS.len(), sides, any::<Option<u64>>(), 0usize..10, any::<bool>(), any::<u64>()).prop_map(
-        |(spec, (d_output, d_input, batch), rotation, protect, strided, seed)| Case {
+    (0..SPECS.len(), sides, any::<Option<u64>>(), (0usize..10, 0usize..6), any::<bool>(), any::<u64>()).prop_map(
+        |(spec, (d_output, d_input, batch), rotation, (protect, rank), strided, seed)| Case {
             spec: SPECS[spec].parse().unwrap(),
             shape: Shape::new(d_output, d_input).unwrap(),
             batch,
             rotation,
             // Every other weight has none.
             protect: protect.saturating_sub(5).min(d_input - 1),
+            rank: rank.saturating_sub(2).min(d_input).min(d_output),
             strided,
             seed,
         },
@@ -77,13 +79,35 @@ fn cases() -> impl Strategy<Value = Case> {
 impl Case {
     fn new(spec: &str, d_output: usize, d_input: usize) -> Self {
         let shape = Shape::new(d_output, d_input).unwrap();
-        Self { spec: spec.parse().unwrap(), shape, batch: 3, rotation: Some(1), protect: 0, strided: false, seed: 7 }
+        let spec = spec.parse().unwrap();
+        Self { spec, shape, batch: 3, rotation: Some(1), protect: 0, rank: 0, strided: false, seed: 7 }
     }
 
     fn packed(&self) -> PackedWeight {
-        let weight = Matrix::new(self.shape, gaussian(self.shape.num_weights(), self.seed)).unwrap();
+        let mut weight = Matrix::new(self.shape, gaussian(self.shape.num_weights(), self.seed)).unwrap();
         let options = EncodeOptions { rotation: self.rotation, protect: self.protect, ..Default::default() };
-        compress(weight, &self.spec, None, options).unwrap().0
+        let part = (self.rank > 0).then(|| self.low_rank());
+        if let Some(part) = &part {
+            let rotation = self.rotation.map(|seed| Rotation::new(self.shape.d_input(), seed));
+            let mut product = part.product();
+            for (row, product) in product.as_mut_slice().chunks_exact_mut(self.shape.d_input()).enumerate() {
+                if let Some(rotation) = &rotation {
+                    rotation.inverse(product, &mut rotation.scratch());
+                }
+                let weights = &mut weight.as_mut_slice()[row * self.shape.d_input()..];
+                weights.iter_mut().zip(product).for_each(|(w, p)| *w += *p);
+            }
+        }
+        let storage = if self.seed.is_multiple_of(2) { FactorStorage::F16 } else { FactorStorage::Int8 };
+        let part = part.as_ref().map(|part| (part, storage));
+        compress_beside(weight, &self.spec, None, options, part).unwrap().0
+    }
+
+    /// A low-rank part with about as much energy as the rest of the weight.
+    fn low_rank(&self) -> LowRank {
+        let matrix = |m, n, seed| Matrix::new(Shape::new(m, n).unwrap(), gaussian(m * n, seed)).unwrap();
+        let (m, n) = (self.shape.d_output(), self.shape.d_input());
+        LowRank { up: matrix(m, self.rank, self.seed ^ 4), down: matrix(self.rank, n, self.seed ^ 5) }
     }
 
     /// Activations `[batch, d_input]`, and the same on the device, strided if so asked.
@@ -127,6 +151,7 @@ fn cancellation(weight: &PatternTensors, dense: &Matrix) -> f64 {
         CodecLayout::Matching(layout) => layout.terms(),
         CodecLayout::Uniform(_) => 2,
     };
+    let terms = terms + 2 * weight.low_rank.as_ref().map_or(0, |part| part.up.dims()[0]);
     4.0 * EPSILON * (terms as f64).sqrt() * norm(dense.as_slice())
 }
 
@@ -203,6 +228,7 @@ fn codes_decode_to_the_same_integers(device: &Device, case: &Case) {
     let mut weight = PatternTensors::new(&packed, device).unwrap();
     weight.rotation = None;
     weight.protected = None;
+    weight.low_rank = None;
     weight.scales = weight.scales.ones_like();
     let len = form.dictionary.len();
     weight.dictionary = Tensor::from_data(TensorData::new(form.dictionary, [len]), (device, DType::F32));
@@ -284,8 +310,8 @@ fn half_precision_activations_are_summed_in_f32(device: &Device) {
     if !device.supports_dtype(DType::F16) {
         return;
     }
-    for protect in [0, 5] {
-        half_precision(device, &Case { protect, ..Case::new("trellis:2:window=8", 33, 70) });
+    for (protect, rank) in [(0, 0), (5, 0), (0, 3), (2, 3)] {
+        half_precision(device, &Case { protect, rank, ..Case::new("trellis:2:window=8", 33, 70) });
     }
 }
 
@@ -302,7 +328,7 @@ fn half_precision(device: &Device, case: &Case) {
 
 fn a_weight_reads_back_as_it_was(device: &Device) {
     for (i, spec) in SPECS.into_iter().enumerate() {
-        let packed = Case { protect: i % 3, ..Case::new(spec, 21, 34) }.packed();
+        let packed = Case { protect: i % 3, rank: i % 4, seed: i as u64, ..Case::new(spec, 21, 234) }.packed();
         let again = PatternTensors::new(&packed, device).unwrap().to_packed(packed.header()).unwrap();
         assert!(packed.streams().eq(again.streams()), "{spec}");
     }
@@ -440,6 +466,12 @@ macro_rules! suite {
             #[test]
             fn gradients_of_protected_columns_are_those_of_the_dense_weight() {
                 on(|device| FEW.into_iter().for_each(|spec| gradients::of_protected_columns(device, spec)));
+            }
+
+            #[cfg(feature = "autodiff")]
+            #[test]
+            fn gradients_of_a_low_rank_part_are_those_of_the_dense_weight() {
+                on(|device| FEW.into_iter().for_each(|spec| gradients::of_low_rank_parts(device, spec)));
             }
 
             #[cfg(feature = "autodiff")]

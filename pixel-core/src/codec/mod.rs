@@ -142,6 +142,8 @@ pub enum StreamType {
     U32,
     /// Half-precision numbers, for scales and learned patterns.
     F16,
+    /// Whole numbers of 8 bits with a sign, for low-rank factors.
+    I8,
 }
 
 impl StreamType {
@@ -150,6 +152,7 @@ impl StreamType {
         match self {
             Self::U32 => 4,
             Self::F16 => 2,
+            Self::I8 => 1,
         }
     }
 }
@@ -189,6 +192,8 @@ pub enum Stream {
     U32(Vec<u32>),
     /// Scales or learned patterns.
     F16(Vec<f16>),
+    /// A low-rank factor.
+    I8(Vec<i8>),
 }
 
 impl Stream {
@@ -197,6 +202,7 @@ impl Stream {
         match self {
             Self::U32(_) => StreamType::U32,
             Self::F16(_) => StreamType::F16,
+            Self::I8(_) => StreamType::I8,
         }
     }
 
@@ -205,6 +211,7 @@ impl Stream {
         match self {
             Self::U32(values) => values.len(),
             Self::F16(values) => values.len(),
+            Self::I8(values) => values.len(),
         }
     }
 
@@ -220,7 +227,7 @@ impl Stream {
     pub fn words(&self) -> &[u32] {
         match self {
             Self::U32(values) => values,
-            Self::F16(_) => panic!("a stream of F16 where one of U32 belongs"),
+            other => panic!("a stream of {:?} where one of U32 belongs", other.dtype()),
         }
     }
 
@@ -231,7 +238,7 @@ impl Stream {
     pub fn halves(&self) -> &[f16] {
         match self {
             Self::F16(values) => values,
-            Self::U32(_) => panic!("a stream of U32 where one of F16 belongs"),
+            other => panic!("a stream of {:?} where one of F16 belongs", other.dtype()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A rate for each tensor under a mean: measured losses, a Lagrangian, and a recipe that says what came out.
 
-use super::plan::{Plan, PlanItem, matrix_of};
+use super::plan::{LowRankFitter, Plan, PlanItem, weight_error};
 use super::progress::Progress;
 use super::workers;
 use crate::allocation::{Choice, allocate};
@@ -30,6 +30,15 @@ pub enum Scope {
     Layers,
     /// Everything in the weight files: embeddings, tensors stored as they are, headers.
     All,
+}
+
+/// The mean that an allocation keeps to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RateTarget {
+    /// Bits per weight, everything stored.
+    pub bits: f64,
+    /// What they are the mean of.
+    pub scope: Scope,
 }
 
 /// What an allocation came to.
@@ -71,8 +80,9 @@ struct Measured {
     choices: Vec<Choice>,
 }
 
-/// Chooses a rate for each layer that `recipe` compresses and no rule of it names, so that the sum of the losses that
-/// `calibration` predicts is least under a mean of `target_bits` over `scope`.
+/// Chooses a rate for each layer that `recipe` compresses and for which no rule names a codec or a rate, so that the sum of the losses that
+/// `calibration` predicts is least under the mean of `target`. `fitter` is needed if the recipe asks for low-rank parts,
+/// whose bytes count; rates are then measured on what these leave.
 ///
 /// Every rate of the layers' codec is tried on rows of every tensor, with error feedback; nothing is random, so the same
 /// input gives the same recipe.
@@ -83,25 +93,33 @@ pub fn allocate_rates(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
     calibration: &Arc<Calibration>,
-    target_bits: f64,
-    scope: Scope,
+    target: RateTarget,
     threads: usize,
+    fitter: Option<Arc<dyn LowRankFitter>>,
     progress: &dyn Progress,
 ) -> Result<Allocation, ArchiveError> {
+    let RateTarget { bits: target_bits, scope } = target;
     if !(target_bits > 0.0 && target_bits.is_finite()) {
         let (value, range) = (target_bits.to_string(), "positive numbers".to_owned());
         return Err(ConfigError::Range { field: "target_bits", value, range }.into());
     }
     let compiled = recipe.clone().compile()?;
-    let plan = Plan::new(checkpoint, &compiled)?.with_calibration(checkpoint, Arc::clone(calibration))?;
+    let mut plan = Plan::new(checkpoint, &compiled)?.with_calibration(checkpoint, Arc::clone(calibration))?;
+    if let Some(fitter) = fitter {
+        plan = plan.with_low_rank_fitter(fitter);
+    }
     let layers: Vec<&PlanItem> =
         plan.items().iter().filter(|item| is_compressed(item) && !compiled.is_embedding(&item.name)).collect();
+    let open = |name: &str| {
+        let names_rate = |rule: &Rule| rule.treatment.codec.is_some() || rule.treatment.bits.is_some();
+        !compiled.rule(name).is_some_and(names_rate)
+    };
     let mut free: Vec<&PlanItem> =
-        layers.iter().copied().filter(|item| plan.has_feedback(item) && !compiled.has_rule(&item.name)).collect();
+        layers.iter().copied().filter(|item| plan.has_feedback(item) && open(&item.name)).collect();
     free.sort_by_key(|item| std::cmp::Reverse(item.num_weights()));
 
     let measured = Mutex::new(Vec::new());
-    workers::run(threads, &free, checkpoint.root(), progress, |item| {
+    workers::for_each_item(threads, &free, checkpoint.root(), progress, |item| {
         let found = measure(checkpoint, &plan, calibration, item)?;
         measured.lock().unwrap_or_else(PoisonError::into_inner).push(found);
         progress.tensor_done(&item.name, item.num_weights());
@@ -126,10 +144,15 @@ pub fn allocate_rates(
     let chosen = || picks.iter().zip(&choices).map(|(&pick, choices)| choices[pick]);
     let bytes: u64 = chosen().map(|choice| choice.bytes).sum();
     let mut recipe = recipe.clone();
-    recipe.rules.extend(picks.iter().zip(&measured).map(|(&pick, tensor)| Rule {
-        pattern: format!("^{}$", regex::escape(&tensor.item.name)),
-        treatment: Treatment { bits: Some(tensor.specs[pick].bits), ..Default::default() },
-    }));
+    let rules = picks.iter().zip(&measured).map(|(&pick, tensor)| {
+        // What the first rule that matches says goes on to hold.
+        let treatment = compiled.rule(&tensor.item.name).map(|rule| rule.treatment.clone()).unwrap_or_default();
+        let treatment = Treatment { bits: Some(tensor.specs[pick].bits), ..treatment };
+        Rule { pattern: format!("^{}$", regex::escape(&tensor.item.name)), treatment }
+    });
+    let rules: Vec<Rule> = rules.collect();
+    recipe.rules.retain(|old| rules.iter().all(|new| new.pattern != old.pattern));
+    recipe.rules.splice(0..0, rules);
     let tensors = picks.iter().zip(&measured).map(|(&pick, tensor)| AllocatedTensor {
         name: tensor.item.name.clone(),
         codec: tensor.specs[pick].to_string(),
@@ -159,10 +182,9 @@ impl Allocation {
         let recipe = self.recipe.to_toml();
         let mut parts = recipe.split(RULE);
         text += parts.next().unwrap_or_default();
-        // The rules that were there before come first, and those of the tensors in their order.
-        let before = self.recipe.rules.len() - self.tensors.len();
+        // The rules of the tensors come first, in their order.
         for (i, rule) in parts.enumerate() {
-            if let Some(tensor) = i.checked_sub(before).map(|i| &self.tensors[i]) {
+            if let Some(tensor) = self.tensors.get(i) {
                 let share = 100.0 * tensor.loss / self.loss;
                 text += &format!("# predicted loss {:.3e}, {share:.1} % of all\n", tensor.loss);
             }
@@ -184,28 +206,34 @@ fn measure(
     calibration: &Calibration,
     item: &PlanItem,
 ) -> Result<Measured, ArchiveError> {
-    let Decision::Compress { codec, rotation, protect, .. } = &item.decision else {
+    let Decision::Compress { codec, rotation, protect, low_rank, .. } = &item.decision else {
         unreachable!("only compressed tensors")
     };
-    let info = checkpoint.info(&item.name)?;
-    let weight_error =
-        |source| ArchiveError::Weight { path: checkpoint.path_of(info).to_owned(), tensor: item.name.clone(), source };
-    let (shape, _) = matrix_of(checkpoint, item)?;
-    let weight = Matrix::new(shape, checkpoint.to_f32(&item.name)?).map_err(|e| weight_error(e.into()))?;
-    let sample = spread_rows(&weight).map_err(|e| weight_error(e.into()))?;
+    let weight = plan.weight(checkpoint, item)?;
+    let shape = weight.shape();
     let moments = calibration.moments(&item.name)?.expect("only calibrated tensors are measured");
-    let width = codec.build()?.block_width(sample.shape());
+    let width = codec.build()?.block_width(shape);
+    let whole = moments.output_error(weight.as_ref(), Matrix::zeros(shape).as_ref()).power;
+    // As they are chosen where the weight is compressed: before a low-rank part leaves it.
     let columns = largest_columns(weight.as_ref(), Some(&moments), *protect);
+    let weight = match plan.fit_job(item)? {
+        None => weight,
+        Some(job) => plan.low_rank_fitter()?.residual(weight, job).map_err(weight_error(checkpoint, item))?,
+    };
+    let sample = spread_rows(&weight).map_err(weight_error(checkpoint, item))?;
     let inputs = PreparedInputs::protecting(moments, *rotation, width, plan.feedback(), columns);
-    let power = inputs.output_power(weight).map_err(weight_error)?;
+    let power = inputs.output_power(weight).map_err(weight_error(checkpoint, item))?;
     let (mut specs, mut choices) = (Vec::new(), Vec::new());
     for &bits in codec.family()?.rates() {
         let spec = CodecSpec { bits, ..codec.clone() };
-        let bytes = stored_streams(&spec, shape, *protect)?.iter().map(|stream| stream.num_bytes() as u64).sum();
-        let (_, outcome) = inputs.compress(sample.clone(), &spec).map_err(weight_error)?;
+        let bytes =
+            stored_streams(&spec, shape, *protect, *low_rank)?.iter().map(|stream| stream.num_bytes() as u64).sum();
+        let (_, outcome) = inputs.compress(sample.clone(), &spec).map_err(weight_error(checkpoint, item))?;
         let relative = outcome.output.map_or(0.0, |output| output.sums.relative_mse());
         let loss = match calibration.description().weighting {
-            Weighting::Uniform => relative * item.num_weights() as f64,
+            Weighting::Uniform if whole == 0.0 => 0.0,
+            // Of the whole weight's outputs, also where the codes hold only what a low-rank part leaves.
+            Weighting::Uniform => relative * power / whole * item.num_weights() as f64,
             Weighting::Gradient => 0.5 * relative * power,
         };
         specs.push(spec);

@@ -11,7 +11,6 @@ use crate::archive::shard_writer::ShardWriter;
 use crate::archive::staging::Staging;
 use crate::archive::{Checkpoint, Manifest, PackedEntry};
 use crate::encode::Outcome;
-use crate::matrix::Matrix;
 use crate::packed::PackedWeight;
 use crate::recipe::Decision;
 use std::collections::BTreeMap;
@@ -50,7 +49,7 @@ pub fn compress_checkpoint(
 
     let mut items: Vec<&PlanItem> = plan.items().iter().collect();
     items.sort_by_key(|item| std::cmp::Reverse(item.num_weights()));
-    workers::run(options.threads, &items, output, progress, |item| {
+    workers::for_each_item(options.threads, &items, output, progress, |item| {
         let outcome = store(checkpoint, plan, item, &writers[item.shard], &manifests[item.shard])?;
         let report = TensorReport::new(item, outcome);
         reports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(report);
@@ -91,11 +90,8 @@ fn store(
         manifest.kept.insert(item.name.clone(), source_blake3);
         return Ok(None);
     };
-    let weight_error =
-        |source| ArchiveError::Weight { path: checkpoint.path_of(info).to_owned(), tensor: item.name.clone(), source };
     let (shape, dtype) = matrix_of(checkpoint, item)?;
-    let weight = Matrix::new(shape, checkpoint.to_f32(&item.name)?).map_err(|e| weight_error(e.into()))?;
-    let (packed, outcome) = plan.encode(checkpoint, item, weight)?;
+    let (packed, outcome) = plan.encode(checkpoint, item, plan.weight(checkpoint, item)?)?;
     let entry = PackedEntry {
         shape,
         dtype,
@@ -103,6 +99,7 @@ fn store(
         rotation: *rotation,
         exponent: packed.header().exponent,
         protected: packed.header().protected,
+        low_rank: packed.header().low_rank,
         relative_mse: outcome.weight.relative_mse(),
         output_loss: outcome.output.map(|output| output.sums.relative_mse()),
         source_blake3,

@@ -46,7 +46,7 @@ pub fn decompress_archive(
         writers.push((ShardWriter::create(&target.shard_path(&shard.file_name), tensors, header_len)?, metadata));
     }
     items.sort_by_key(|item| std::cmp::Reverse(item.plan.num_bytes()));
-    workers::run(options.threads, &items, output, progress, |item| {
+    workers::for_each_item(options.threads, &items, output, progress, |item| {
         let writer = &writers[item.shard].0;
         match item.float {
             Dense::Packed(float) => write_packed(&archive.packed(&item.plan.name)?, &item.plan.name, float, writer),

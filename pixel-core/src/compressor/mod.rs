@@ -11,11 +11,12 @@ mod report;
 mod sample;
 mod workers;
 
-pub use allocate::{AllocatedTensor, Allocation, Scope, allocate_rates};
+pub use allocate::{AllocatedTensor, Allocation, RateTarget, Scope, allocate_rates};
 pub use compress::{RunOptions, compress_checkpoint};
 pub use decompress::decompress_archive;
 pub use pixel::{CompressedModel, CompressedTensor, CompressorStats, PIXELCompressor};
-pub use plan::{Plan, PlanItem};
+pub use plan::{FitJob, LowRankFitter, Plan, PlanItem};
 pub use progress::Progress;
 pub use report::{CompressionReport, GroupReport, TensorReport};
 pub use sample::{Sample, sample_errors};
+pub use workers::for_each_item;

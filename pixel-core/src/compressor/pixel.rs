@@ -151,7 +151,10 @@ impl PIXELCompressor {
         let mut manifest = Manifest::new();
         for (name, tensor) in &model.pattern_refs {
             let header = tensor.packed.header();
-            tensors.extend(stream_plans(name, &stored_streams(&header.codec, header.shape, header.protected)?));
+            tensors.extend(stream_plans(
+                name,
+                &stored_streams(&header.codec, header.shape, header.protected, header.low_rank)?,
+            ));
             let entry = PackedEntry {
                 shape: header.shape,
                 dtype: tensor.dtype,
@@ -159,6 +162,7 @@ impl PIXELCompressor {
                 rotation: header.rotation,
                 exponent: header.exponent,
                 protected: header.protected,
+                low_rank: header.low_rank,
                 relative_mse: tensor.relative_mse,
                 output_loss: None,
                 source_blake3: tensor.source_blake3.clone(),

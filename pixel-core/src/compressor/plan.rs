@@ -5,10 +5,13 @@ use crate::archive::reader::{safetensors_dtype, stream_name};
 use crate::archive::shard_writer::{TensorPlan, data_start, header, in_file_order};
 use crate::archive::{Checkpoint, FloatType, MANIFEST_KEY, Manifest, PackedEntry, TensorInfo};
 use crate::calibration::Calibration;
-use crate::codec::StreamSpec;
+use crate::codec::{CodecSpec, StreamSpec};
 use crate::encode::{EncodeOptions, Outcome, compress};
+use crate::error::{ConfigError, WeightError};
 use crate::feedback::{Feedback, FeedbackOptions};
+use crate::low_rank::LowRankSpec;
 use crate::matrix::{Matrix, Shape};
+use crate::moments::Moments;
 use crate::packed::{PackedWeight, stored_streams};
 use crate::recipe::{CompiledRecipe, Decision, KeepReason};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +24,40 @@ pub struct Plan {
     shards: Vec<ShardPlan>,
     feedback: FeedbackOptions,
     calibration: Option<Arc<Calibration>>,
+    low_rank: Option<Arc<dyn LowRankFitter>>,
+}
+
+/// Finds the low-rank parts of a model's weights, which decompose them; `pixel-experimental` has one.
+pub trait LowRankFitter: std::fmt::Debug + Send + Sync {
+    /// Compresses `weight` into codes beside a low-rank part of `job.low_rank`, as `job` says.
+    ///
+    /// # Errors
+    /// [`WeightError`].
+    fn compress(&self, weight: Matrix, job: FitJob<'_>) -> Result<(PackedWeight, Outcome), WeightError>;
+
+    /// What the low-rank part leaves of `weight`, in no rotated basis: what rates are measured on.
+    ///
+    /// # Errors
+    /// [`WeightError`].
+    fn residual(&self, weight: Matrix, job: FitJob<'_>) -> Result<Matrix, WeightError>;
+
+    /// Bytes that a worker holds for a weight of `shape`, the weight itself and error feedback apart.
+    fn peak_bytes(&self, shape: Shape) -> u64;
+}
+
+/// What a [`LowRankFitter`] is to do with one weight.
+#[derive(Debug)]
+pub struct FitJob<'a> {
+    /// The codec of what the low-rank part leaves.
+    pub codec: &'a CodecSpec,
+    /// Rank and storage of the factors.
+    pub low_rank: LowRankSpec,
+    /// Second moments of the inputs, if the weight is calibrated.
+    pub moments: Option<Moments>,
+    /// Whether errors are fed back through the moments.
+    pub feedback: bool,
+    /// Everything else about the codes.
+    pub options: EncodeOptions,
 }
 
 /// The plan for one tensor.
@@ -89,7 +126,7 @@ impl Plan {
                 return Err(ArchiveError::Manifest { path: shard.path.clone(), message });
             }
         }
-        Ok(Self { items, shards, feedback: recipe.feedback(), calibration: None })
+        Ok(Self { items, shards, feedback: recipe.feedback(), calibration: None, low_rank: None })
     }
 
     /// The same plan with error feedback through `calibration`, for the weights that it knows.
@@ -104,6 +141,17 @@ impl Plan {
         calibration.check(checkpoint)?;
         self.calibration = Some(calibration);
         Ok(self)
+    }
+
+    /// The same plan with `fitter` for the weights that get a low-rank part.
+    pub fn with_low_rank_fitter(mut self, fitter: Arc<dyn LowRankFitter>) -> Self {
+        self.low_rank = Some(fitter);
+        self
+    }
+
+    /// Who finds low-rank parts, if there is somebody.
+    pub(super) fn low_rank_fitter(&self) -> Result<&dyn LowRankFitter, ConfigError> {
+        self.low_rank.as_deref().ok_or(ConfigError::NoLowRankFitter)
     }
 
     /// The calibration, if there is one.
@@ -122,7 +170,27 @@ impl Plan {
         asked && self.calibration().is_some_and(|calibration| calibration.group(&item.name).is_some())
     }
 
-    /// Compresses `weight`, all rows of `item` or some of them, as planned.
+    /// The weight of `item`, in f32.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] if it is no matrix of floats.
+    pub fn weight(&self, checkpoint: &Checkpoint, item: &PlanItem) -> Result<Matrix, ArchiveError> {
+        let (shape, _) = matrix_of(checkpoint, item)?;
+        let matrix = Matrix::new(shape, checkpoint.to_f32(&item.name)?);
+        matrix.map_err(|error| self.weight_error(checkpoint, item, error))
+    }
+
+    /// An error of the weight of `item` with its file and name.
+    pub fn weight_error(
+        &self,
+        checkpoint: &Checkpoint,
+        item: &PlanItem,
+        source: impl Into<WeightError>,
+    ) -> ArchiveError {
+        weight_error(checkpoint, item)(source)
+    }
+
+    /// Compresses `weight`, all rows of `item` or, if it has no low-rank part, some of them, as planned.
     ///
     /// # Panics
     /// If the item is kept.
@@ -135,18 +203,32 @@ impl Plan {
         let Decision::Compress { codec, rotation, protect, .. } = &item.decision else {
             panic!("{} is kept", item.name)
         };
-        let info = checkpoint.info(&item.name)?;
-        let weight_error = |source| ArchiveError::Weight {
-            path: checkpoint.path_of(info).to_owned(),
-            tensor: item.name.clone(),
-            source,
+        let packed = match self.fit_job(item)? {
+            Some(job) => self.low_rank_fitter()?.compress(weight, job),
+            None => {
+                let moments = match &self.calibration {
+                    Some(calibration) if self.has_feedback(item) => calibration.moments(&item.name)?,
+                    _ => None,
+                };
+                let options = EncodeOptions { rotation: *rotation, protect: *protect, feedback: self.feedback };
+                compress(weight, codec, moments, options)
+            }
         };
+        packed.map_err(weight_error(checkpoint, item))
+    }
+
+    /// What there is to do for the low-rank part of `item`, if it gets one.
+    pub(super) fn fit_job<'a>(&self, item: &'a PlanItem) -> Result<Option<FitJob<'a>>, ArchiveError> {
+        let Decision::Compress { codec, rotation, protect, low_rank: Some(low_rank), feedback } = &item.decision else {
+            return Ok(None);
+        };
+        // A low-rank part makes use of the moments also where errors are not fed back.
         let moments = match &self.calibration {
-            Some(calibration) if self.has_feedback(item) => calibration.moments(&item.name)?,
-            _ => None,
+            Some(calibration) => calibration.moments(&item.name)?,
+            None => None,
         };
         let options = EncodeOptions { rotation: *rotation, protect: *protect, feedback: self.feedback };
-        compress(weight, codec, moments, options).map_err(weight_error)
+        Ok(Some(FitJob { codec, low_rank: *low_rank, moments, feedback: *feedback, options }))
     }
 
     /// The tensors in the order of their names.
@@ -178,14 +260,15 @@ impl Plan {
     }
 
     /// An upper estimate of the memory in bytes that compressing takes beyond the mapped input, with `threads` workers:
-    /// for each, one f32 copy of a tensor, its codes, two column blocks and the codec's tables.
+    /// for each, one f32 copy of a tensor, its codes, two column blocks and the codec's tables, and what a low-rank part's
+    /// fitter says that it holds.
     pub fn peak_memory(&self, threads: usize) -> u64 {
         let mut costs: Vec<u64> = self
             .items
             .iter()
             .map(|item| match &item.decision {
                 Decision::Keep(_) => 0,
-                Decision::Compress { codec, protect, .. } => {
+                Decision::Compress { codec, protect, low_rank, .. } => {
                     let (width, search) = match (codec.build(), Shape::try_from([item.shape[0], item.shape[1]])) {
                         (Ok(codec), Ok(shape)) => (codec.block_width(shape), codec.search_bytes(shape)),
                         _ => (0, 0),
@@ -197,7 +280,12 @@ impl Plan {
                     };
                     // With protected columns, errors are measured on what was packed.
                     let copies = if *protect > 0 { 3 } else { 1 };
+                    let fit = match (Shape::try_from([item.shape[0], item.shape[1]]), &self.low_rank) {
+                        (Ok(shape), Some(fitter)) if low_rank.is_some() => fitter.peak_bytes(shape),
+                        _ => 0,
+                    };
                     4 * copies * item.num_weights()
+                        + fit
                         + item.stored_bytes
                         + blocks
                         + search as u64
@@ -234,8 +322,8 @@ fn plan_item(name: &str, info: &TensorInfo, recipe: &CompiledRecipe) -> Result<P
     let shape = info.shape.first().zip(info.shape.get(1)).and_then(|(&m, &n)| Shape::new(m, n).ok());
     let (decision, stored_bytes) = match (decision, shape) {
         (decision @ Decision::Compress { .. }, Some(shape)) => {
-            let Decision::Compress { codec, protect, .. } = &decision else { unreachable!("matched above") };
-            let streams = stored_streams(codec, shape, *protect)?;
+            let Decision::Compress { codec, protect, low_rank, .. } = &decision else { unreachable!("matched above") };
+            let streams = stored_streams(codec, shape, *protect, *low_rank)?;
             let bytes = streams.iter().map(|stream| stream.num_bytes() as u64).sum();
             (decision, bytes)
         }
@@ -267,9 +355,9 @@ fn plan_shard(
                 tensors.push(TensorPlan { name: item.name.clone(), dtype: info.dtype, shape: info.shape.clone() });
                 widest.kept.insert(item.name.clone(), "0".repeat(64));
             }
-            Decision::Compress { codec, rotation, protect, .. } => {
+            Decision::Compress { codec, rotation, protect, low_rank, .. } => {
                 let (shape, dtype) = matrix_of(checkpoint, item)?;
-                tensors.extend(stream_plans(&item.name, &stored_streams(codec, shape, *protect)?));
+                tensors.extend(stream_plans(&item.name, &stored_streams(codec, shape, *protect, *low_rank)?));
                 let entry = PackedEntry {
                     shape,
                     dtype,
@@ -278,6 +366,7 @@ fn plan_shard(
                     // The values of the longest text that these fields can have.
                     exponent: -126,
                     protected: *protect,
+                    low_rank: *low_rank,
                     relative_mse: 2.225_073_858_507_201_4e-308,
                     output_loss: Some(2.225_073_858_507_201_4e-308),
                     source_blake3: "0".repeat(64),
@@ -297,6 +386,16 @@ fn plan_shard(
     Ok(ShardPlan { file_name: file_name.to_owned(), tensors, header_len, metadata })
 }
 
+/// Names the tensor of `item` in an error of its weight.
+pub(super) fn weight_error<E: Into<WeightError>>(
+    checkpoint: &Checkpoint,
+    item: &PlanItem,
+) -> impl Fn(E) -> ArchiveError {
+    let path = checkpoint.info(&item.name).map_or(checkpoint.root(), |info| checkpoint.path_of(info)).to_owned();
+    let tensor = item.name.clone();
+    move |source| ArchiveError::Weight { path: path.clone(), tensor: tensor.clone(), source: Box::new(source.into()) }
+}
+
 /// The shape and the float type of a tensor that is compressed.
 pub(super) fn matrix_of(checkpoint: &Checkpoint, item: &PlanItem) -> Result<(Shape, FloatType), ArchiveError> {
     let info = checkpoint.info(&item.name)?;
@@ -305,13 +404,8 @@ pub(super) fn matrix_of(checkpoint: &Checkpoint, item: &PlanItem) -> Result<(Sha
         tensor: item.name.clone(),
         dtype: info.dtype.to_string(),
     };
-    let weight_error = |source: crate::error::ShapeError| ArchiveError::Weight {
-        path: checkpoint.path_of(info).to_owned(),
-        tensor: item.name.clone(),
-        source: source.into(),
-    };
     let float = FloatType::of(info.dtype).ok_or_else(not_float)?;
-    Ok((Shape::new(info.shape[0], info.shape[1]).map_err(weight_error)?, float))
+    Ok((Shape::new(info.shape[0], info.shape[1]).map_err(weight_error(checkpoint, item))?, float))
 }
 
 /// `__metadata__` of a shard of the archive.

@@ -2,6 +2,8 @@
 
 use super::plan::PlanItem;
 use crate::encode::Outcome;
+use crate::low_rank::LowRankSpec;
+use crate::matrix::Shape;
 use crate::metrics::{ErrorSums, bits_per_weight};
 use crate::recipe::{Decision, KeepReason};
 use serde::Serialize;
@@ -21,6 +23,10 @@ pub struct TensorReport {
     pub kept: Option<KeepReason>,
     /// Columns stored beside the codes.
     pub protected: usize,
+    /// The low-rank part beside the codes; absent if there is none.
+    pub low_rank: Option<LowRankSpec>,
+    /// Bytes of its factors, part of `stored_bytes`.
+    pub low_rank_bytes: u64,
     /// Bytes in the source.
     pub source_bytes: u64,
     /// Bytes stored, headers apart.
@@ -45,22 +51,27 @@ impl TensorReport {
             Decision::Keep(reason) => (None, Some(*reason)),
             Decision::Compress { codec, .. } => (Some(codec.to_string()), None),
         };
-        let protected = match &item.decision {
-            Decision::Compress { protect, .. } => *protect,
-            Decision::Keep(_) => 0,
+        let (protected, low_rank, feedback) = match &item.decision {
+            Decision::Compress { protect, low_rank, feedback, .. } => (*protect, *low_rank, *feedback),
+            Decision::Keep(_) => (0, None, false),
         };
+        let fed_back = output.filter(|_| feedback);
+        let shape = item.shape.first().zip(item.shape.get(1)).and_then(|(&m, &n)| Shape::new(m, n).ok());
+        let low_rank_bytes = low_rank.zip(shape).map_or(0, |(spec, shape)| spec.num_bytes(shape) as u64);
         Self {
             name: item.name.clone(),
             shape: item.shape.clone(),
             codec,
             kept,
             protected,
+            low_rank,
+            low_rank_bytes,
             source_bytes: item.source_bytes,
             stored_bytes: item.stored_bytes,
             relative_mse: outcome.map(|outcome| outcome.weight.relative_mse()),
             output_loss: output.map(|output| output.sums.relative_mse()),
-            damping: output.map(|output| output.damping),
-            damping_retries: output.map_or(0, |output| output.retries),
+            damping: fed_back.map(|output| output.damping),
+            damping_retries: fed_back.map_or(0, |output| output.retries),
             sums: outcome.map(|outcome| outcome.weight).unwrap_or_default(),
         }
     }
@@ -90,7 +101,11 @@ pub struct GroupReport {
     /// Power and error.
     #[serde(skip)]
     pub sums: ErrorSums,
-    /// How many of the tensors were coded with error feedback.
+    /// How many of the tensors have a low-rank part.
+    pub low_rank: usize,
+    /// Bytes of their factors, part of `stored_bytes`.
+    pub low_rank_bytes: u64,
+    /// How many of the tensors were calibrated, so that the error of their outputs is known.
     pub calibrated: usize,
     /// The mean of their output losses, each by its number of weights; 0 if there is none.
     pub output_loss: f64,
@@ -152,6 +167,8 @@ impl CompressionReport {
                 weights: 0,
                 stored_bytes: 0,
                 sums: ErrorSums::default(),
+                low_rank: 0,
+                low_rank_bytes: 0,
                 calibrated: 0,
                 output_loss: 0.0,
             });
@@ -159,6 +176,8 @@ impl CompressionReport {
             group.weights += tensor.num_weights();
             group.stored_bytes += tensor.stored_bytes;
             group.sums += tensor.sums;
+            group.low_rank += usize::from(tensor.low_rank.is_some());
+            group.low_rank_bytes += tensor.low_rank_bytes;
             if let Some(loss) = tensor.output_loss {
                 let weights = tensor.num_weights() as f64;
                 let before = calibrated_weights.entry((tensor.codec.is_none(), treatment)).or_insert(0.0);

@@ -1,6 +1,6 @@
 //! The error of a plan, measured on samples: what a dry run shows.
 
-use super::plan::{Plan, PlanItem, matrix_of};
+use super::plan::{Plan, PlanItem, matrix_of, weight_error};
 use crate::archive::Checkpoint;
 use crate::archive::error::ArchiveError;
 use crate::matrix::{Matrix, Shape};
@@ -38,11 +38,42 @@ pub fn sample_errors(checkpoint: &Checkpoint, plan: &Plan, count: usize) -> Resu
 
 fn sample(checkpoint: &Checkpoint, plan: &Plan, item: &PlanItem) -> Result<Sample, ArchiveError> {
     let Decision::Compress { codec, .. } = &item.decision else { unreachable!("only compressed tensors are sampled") };
-    let weight = middle_rows(checkpoint, item)?;
-    let rows = weight.shape().d_output();
-    let (_, outcome) = plan.encode(checkpoint, item, weight)?;
-    let output = outcome.output.map(|output| output.sums);
-    Ok(Sample { name: item.name.clone(), codec: codec.to_string(), rows, error: outcome.weight, output })
+    let rows = middle_rows(checkpoint, item)?;
+    let (codes, part) = match plan.fit_job(item)? {
+        None => (rows.clone(), item.clone()),
+        Some(job) => {
+            // The low-rank part is one of all rows; the codes of some rows of what it leaves are told by themselves.
+            let residual = plan.low_rank_fitter()?.residual(plan.weight(checkpoint, item)?, job);
+            let residual = residual.map_err(weight_error(checkpoint, item))?;
+            (middle(&residual, rows.shape()), without_low_rank(item))
+        }
+    };
+    let (_, outcome) = plan.encode(checkpoint, &part, codes)?;
+    let power = rows.as_slice().iter().map(|&w| f64::from(w) * f64::from(w)).sum();
+    let error = ErrorSums { power, ..outcome.weight };
+    let output = match (outcome.output, plan.calibration()) {
+        (Some(output), Some(calibration)) => calibration.moments(&item.name)?.map(|moments| {
+            let power = moments.output_error(rows.as_ref(), Matrix::zeros(rows.shape()).as_ref()).power;
+            ErrorSums { power, ..output.sums }
+        }),
+        _ => None,
+    };
+    Ok(Sample { name: item.name.clone(), codec: codec.to_string(), rows: rows.shape().d_output(), error, output })
+}
+
+fn without_low_rank(item: &PlanItem) -> PlanItem {
+    let mut item = item.clone();
+    if let Decision::Compress { low_rank, .. } = &mut item.decision {
+        *low_rank = None;
+    }
+    item
+}
+
+/// The rows of `shape` out of the middle of `weight`, those of [`middle_rows`].
+fn middle(weight: &Matrix, shape: Shape) -> Matrix {
+    let first = (weight.shape().d_output() - shape.d_output()) / 2 * shape.d_input();
+    let rows = &weight.as_slice()[first..][..shape.num_weights()];
+    Matrix::new(shape, rows.to_vec()).expect("rows of the weight")
 }
 
 /// Rows out of the middle of a weight, as many as a sample has.
@@ -52,11 +83,7 @@ fn middle_rows(checkpoint: &Checkpoint, item: &PlanItem) -> Result<Matrix, Archi
     let rows = shape.d_output().min(SAMPLE_ROWS);
     let row_bytes = shape.d_input() * float.size();
     let first = (shape.d_output() - rows) / 2;
-    let sampled = Shape::new(rows, shape.d_input()).map_err(|source| ArchiveError::Weight {
-        path: checkpoint.path_of(info).to_owned(),
-        tensor: item.name.clone(),
-        source: source.into(),
-    })?;
+    let sampled = Shape::new(rows, shape.d_input()).map_err(weight_error(checkpoint, item))?;
     let mut weight = Matrix::zeros(sampled);
     float.read(&checkpoint.bytes(info)[first * row_bytes..][..rows * row_bytes], weight.as_mut_slice());
     Ok(weight)

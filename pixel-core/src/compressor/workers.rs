@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 ///
 /// # Errors
 /// The first error, [`ArchiveError::Cancelled`] naming `output`, or [`ArchiveError::Io`] if the system gives no threads.
-pub(super) fn run<T: Sync>(
+pub fn for_each_item<T: Sync>(
     threads: usize,
     items: &[T],
     output: &Path,

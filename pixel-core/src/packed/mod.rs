@@ -3,6 +3,7 @@
 use crate::codec::{self, Codec, CodecSpec, Codes, Stream, StreamSpec, StreamType};
 use crate::condition::EXPONENT_RANGE;
 use crate::error::FormatError;
+use crate::low_rank::{self, FactorStorage, LowRank, LowRankFactors, LowRankSpec};
 use crate::matrix::Shape;
 use crate::metrics::bits_per_weight;
 use crate::protected::{self, ProtectedColumns, check_count};
@@ -25,12 +26,14 @@ pub struct PackedHeader {
     pub exponent: i32,
     /// How many columns are protected: stored beside the codes.
     pub protected: usize,
+    /// Rank and storage of the low-rank part beside the codes, if there is one.
+    pub low_rank: Option<LowRankSpec>,
 }
 
 /// A weight matrix as a codec stores it:
 ///
 /// ```text
-/// W ≈ 2^exponent · diag(row_scales) · decoded · Qᵀ,   but for the protected columns
+/// W ≈ 2^exponent · (diag(row_scales) · decoded + up · down) · Qᵀ,   but for the protected columns
 /// ```
 ///
 /// # Example
@@ -52,6 +55,20 @@ pub struct PackedWeight {
     row_scales: Vec<f16>,
     codes: Codes,
     protected: ProtectedColumns,
+    low_rank: Option<LowRankFactors>,
+}
+
+impl Clone for PackedWeight {
+    fn clone(&self) -> Self {
+        Self {
+            header: self.header.clone(),
+            codec: self.header.codec.build().expect("it was built before"),
+            row_scales: self.row_scales.clone(),
+            codes: self.codes.clone(),
+            protected: self.protected.clone(),
+            low_rank: self.low_rank.clone(),
+        }
+    }
 }
 
 impl PackedWeight {
@@ -69,8 +86,18 @@ impl PackedWeight {
         }
         let codec = header.codec.build()?;
         check_count("protected", header.protected, header.shape.d_input())?;
-        let specs = stream_specs(&*codec, header.shape, header.protected);
+        if let Some(spec) = header.low_rank {
+            spec.check(header.shape)?;
+        }
+        let specs = stream_specs(&*codec, header.shape, header.protected, header.low_rank);
         check_streams(&specs, &streams)?;
+        let low_rank = match header.low_rank {
+            None => None,
+            Some(spec) => {
+                let own = streams.split_off(specs.len() - low_rank::streams(header.shape, Some(spec)).len());
+                Some(LowRankFactors::new(header.shape, spec, own)?)
+            }
+        };
         let protected = match header.protected {
             0 => ProtectedColumns::default(),
             _ => match (streams.pop(), streams.pop()) {
@@ -90,10 +117,27 @@ impl PackedWeight {
         codec::check_finite(ROW_SCALES, &row_scales)?;
         let codes = Codes { streams };
         codec.check(header.shape, &codes)?;
-        Ok(Self { header, codec, row_scales, codes, protected })
+        Ok(Self { header, codec, row_scales, codes, protected, low_rank })
     }
 
-    /// Shape, codec, rotation, exponent, and how many columns are protected.
+    /// The same codes beside `part`, in place of a low-rank part that there was.
+    ///
+    /// # Errors
+    /// [`FormatError`] for a rank that the weight cannot have, and a number that is not finite or, in units of the weight's
+    /// power of two, beyond F16.
+    ///
+    /// # Panics
+    /// If the part has another shape.
+    pub fn with_low_rank(mut self, part: &LowRank, storage: FactorStorage) -> Result<Self, FormatError> {
+        assert_eq!(part.shape(), self.shape(), "shapes of the low-rank part and the weight");
+        let spec = LowRankSpec { rank: part.rank(), storage };
+        spec.check(self.shape())?;
+        self.header.low_rank = Some(spec);
+        self.low_rank = Some(LowRankFactors::round(part, self.header.exponent, storage)?);
+        Ok(self)
+    }
+
+    /// Shape, codec, rotation, exponent, and what is stored beside the codes.
     pub const fn header(&self) -> &PackedHeader {
         &self.header
     }
@@ -123,17 +167,28 @@ impl PackedWeight {
         &self.protected
     }
 
+    /// The low-rank part beside the codes as it is stored, if there is one.
+    pub const fn low_rank(&self) -> Option<&LowRankFactors> {
+        self.low_rank.as_ref()
+    }
+
+    /// The low-rank part as a matrix product, in the basis of the rotation.
+    pub fn low_rank_part(&self) -> Option<LowRank> {
+        self.low_rank.as_ref().map(|factors| factors.decode(self.header.exponent))
+    }
+
     /// The streams with their specifications, in the order of [`stored_streams`].
     pub fn streams(&self) -> impl Iterator<Item = (StreamSpec, StreamBytes<'_>)> {
+        let low_rank = self.low_rank.iter().flat_map(LowRankFactors::stream_bytes);
         let codes = self.codes.streams.iter().map(StreamBytes::of);
         let scales = (!self.row_scales.is_empty()).then_some(StreamBytes::Halves(&self.row_scales));
         let protected = [StreamBytes::Words(self.protected.columns()), StreamBytes::Halves(self.protected.values())];
         let protected = protected.into_iter().filter(|_| !self.protected.is_empty());
-        self.specs().into_iter().zip(codes.chain(scales).chain(protected))
+        self.specs().into_iter().zip(codes.chain(scales).chain(protected).chain(low_rank))
     }
 
     fn specs(&self) -> Vec<StreamSpec> {
-        stream_specs(&*self.codec, self.header.shape, self.header.protected)
+        stream_specs(&*self.codec, self.header.shape, self.header.protected, self.header.low_rank)
     }
 
     /// Bytes of all streams.
@@ -141,7 +196,8 @@ impl PackedWeight {
         self.specs().iter().map(StreamSpec::num_bytes).sum()
     }
 
-    /// Bits per weight of all streams: indices, scales, learned patterns, protected columns, padding.
+    /// Bits per weight of all streams: indices, scales, learned patterns, protected columns, low-rank
+    /// factors, padding.
     pub fn bits_per_weight(&self) -> f64 {
         bits_per_weight(self.num_bytes() as u64, self.shape().num_weights() as u64)
     }
@@ -154,19 +210,23 @@ pub enum StreamBytes<'a> {
     Words(&'a [u32]),
     /// Scales or patterns.
     Halves(&'a [f16]),
+    /// A low-rank factor.
+    Bytes(&'a [i8]),
 }
 
 impl<'a> StreamBytes<'a> {
-    fn of(stream: &'a Stream) -> Self {
+    pub(crate) fn of(stream: &'a Stream) -> Self {
         match stream {
             Stream::U32(words) => Self::Words(words),
             Stream::F16(halves) => Self::Halves(halves),
+            Stream::I8(bytes) => Self::Bytes(bytes),
         }
     }
 
     /// The values as little-endian bytes.
     pub fn to_le_bytes(self) -> Cow<'a, [u8]> {
         match self {
+            Self::Bytes(bytes) => Cow::Borrowed(bytemuck::cast_slice(bytes)),
             Self::Words(words) if cfg!(target_endian = "little") => Cow::Borrowed(bytemuck::cast_slice(words)),
             Self::Halves(halves) if cfg!(target_endian = "little") => Cow::Borrowed(bytemuck::cast_slice(halves)),
             Self::Words(words) => words.iter().flat_map(|w| w.to_le_bytes()).collect(),
@@ -175,30 +235,43 @@ impl<'a> StreamBytes<'a> {
     }
 }
 
-/// Everything that is stored for a weight of `shape` under `spec` without protected columns: the codec's streams, then the
-/// row scales if there are any.
+/// Everything that is stored for a weight of `shape` under `spec` with nothing beside the codes: the codec's
+/// streams, then the row scales if there are any.
 ///
 /// # Errors
 /// [`crate::ConfigError`] if the codec cannot be built.
 pub fn spec_streams(spec: &CodecSpec, shape: Shape) -> Result<Vec<StreamSpec>, crate::ConfigError> {
-    stored_streams(spec, shape, 0)
+    stored_streams(spec, shape, 0, None)
 }
 
-/// [`spec_streams`], then numbers and values of `protected` columns, if any.
+/// [`spec_streams`], then numbers and values of `protected` columns and the factors of a low-rank part, if any.
 ///
 /// # Errors
-/// [`crate::ConfigError`] if the codec cannot be built, or the weight has no column beside those protected.
-pub fn stored_streams(spec: &CodecSpec, shape: Shape, protected: usize) -> Result<Vec<StreamSpec>, crate::ConfigError> {
+/// [`crate::ConfigError`] if the codec cannot be built, the weight has no column beside those protected, or it cannot have
+/// the rank.
+pub fn stored_streams(
+    spec: &CodecSpec,
+    shape: Shape,
+    protected: usize,
+    low_rank: Option<LowRankSpec>,
+) -> Result<Vec<StreamSpec>, crate::ConfigError> {
     check_count("protected", protected, shape.d_input())?;
-    Ok(stream_specs(&*spec.build()?, shape, protected))
+    low_rank.map_or(Ok(()), |low_rank| low_rank.check(shape))?;
+    Ok(stream_specs(&*spec.build()?, shape, protected, low_rank))
 }
 
-pub(crate) fn stream_specs(codec: &dyn Codec, shape: Shape, protected: usize) -> Vec<StreamSpec> {
+pub(crate) fn stream_specs(
+    codec: &dyn Codec,
+    shape: Shape,
+    protected: usize,
+    low_rank: Option<LowRankSpec>,
+) -> Vec<StreamSpec> {
     let mut specs = codec.streams(shape);
     if codec.row_scaling() != codec::RowScaling::None {
         specs.push(StreamSpec { name: ROW_SCALES, dtype: StreamType::F16, shape: vec![shape.d_output()] });
     }
     specs.extend(protected::streams(shape, protected));
+    specs.extend(low_rank::streams(shape, low_rank));
     specs
 }
 

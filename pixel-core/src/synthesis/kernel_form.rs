@@ -4,6 +4,7 @@ use super::PatternSlices;
 use crate::codec::{CodecLayout, Codes, Stream, StreamSpec, StreamType};
 use crate::condition::{EXPONENT_RANGE, exp2};
 use crate::error::FormatError;
+use crate::low_rank::{LowRank, LowRankSpec};
 use crate::packed::{PackedHeader, PackedWeight, ROW_SCALES, stream_specs};
 use crate::protected;
 use half::f16;
@@ -11,11 +12,11 @@ use half::f16;
 /// A packed weight as kernels read it:
 ///
 /// ```text
-/// W[r][c] = Σ_j scales[r][j / group] · value(codes, dictionary)[r][j] · Q[c][j]
+/// W[r][c] = Σ_j (scales[r][j / group] · value(codes, dictionary)[r][j] + Σ_k up[r][k] · down[k][j]) · Q[c][j]
 /// ```
 ///
 /// The power of two of [`PackedHeader::exponent`] is part of the scales. Codes are constant; scales and dictionary may
-/// be trained. Column `c` of `protected`, the `i`-th, is `protected_values[:, i]` instead, which products take from the
+/// be trained, and so may the factors of the low-rank part. Column `c` of `protected`, the `i`-th, is `protected_values[:, i]` instead, which products take from the
 /// inputs before they are rotated.
 ///
 /// # Example
@@ -44,6 +45,8 @@ pub struct KernelForm {
     pub protected: Vec<u32>,
     /// Their weights, the power of two included, `[d_output, k]`.
     pub protected_values: Vec<f32>,
+    /// The low-rank part in the basis of the rotation, the power of two included; none for most weights.
+    pub low_rank: Option<LowRank>,
 }
 
 /// A packed weight and a kernel form that do not turn into one another.
@@ -104,6 +107,14 @@ pub enum KernelFormError {
         /// The length asked for.
         expected: usize,
     },
+    /// A number of the low-rank part does not fit its type.
+    #[error("the low-rank factor at index {index} is beyond what {target} can hold")]
+    LowRank {
+        /// Its place in `up`.
+        index: usize,
+        /// The type.
+        target: &'static str,
+    },
     /// The result is no valid weight.
     #[error(transparent)]
     Format(#[from] FormatError),
@@ -125,7 +136,7 @@ impl KernelForm {
             match stream {
                 Stream::U32(words) => codes.extend_from_slice(words),
                 Stream::F16(values) if spec.name == ROW_SCALES => halves = values,
-                Stream::F16(_) => {}
+                Stream::F16(_) | Stream::I8(_) => {}
             }
         }
         let unit = exp2(header.exponent);
@@ -140,7 +151,13 @@ impl KernelForm {
         }
         let dictionary = codec.dictionary(header.shape, packed.codes());
         let protected = packed.protected().columns().to_vec();
-        Ok(Self { layout, codes: layout.arrange(codes), scales, dictionary, protected, protected_values })
+        let low_rank = packed.low_rank_part();
+        if let Some(part) = &low_rank
+            && let Some(index) = part.up.as_slice().iter().position(|value| !value.is_finite())
+        {
+            return Err(KernelFormError::LowRank { index, target: "F32" });
+        }
+        Ok(Self { layout, codes: layout.arrange(codes), scales, dictionary, protected, protected_values, low_rank })
     }
 
     /// Back to what is stored. Scales are rounded to F16, learned patterns and protected columns too.
@@ -150,7 +167,8 @@ impl KernelForm {
     /// scale and [`KernelFormError::ProtectedValue`] for a weight beyond F16; [`KernelFormError::Length`];
     /// [`KernelFormError::Format`].
     pub fn to_packed(&self, header: &PackedHeader) -> Result<PackedWeight, KernelFormError> {
-        self.check_lengths(header.protected)?;
+        self.check_lengths(header.protected, header.low_rank)?;
+        let storage = header.low_rank.map(|spec| spec.storage);
         let codec = header.codec.build().map_err(FormatError::from)?;
         if codec.layout(header.shape) != Some(self.layout) || !EXPONENT_RANGE.contains(&header.exponent) {
             return Err(KernelFormError::Header { header: Box::new(header.clone()) });
@@ -168,7 +186,8 @@ impl KernelForm {
         let learned = codec.learned(header.shape, &self.dictionary);
         let stored = self.layout.stored_order(&self.codes);
         let (mut words, mut streams) = (&stored[..], Vec::new());
-        for spec in stream_specs(&*codec, header.shape, header.protected) {
+        let header = PackedHeader { low_rank: None, ..header.clone() };
+        for spec in stream_specs(&*codec, header.shape, header.protected, None) {
             streams.push(match spec.dtype {
                 StreamType::U32 if spec.name == protected::COLUMNS => Stream::U32(self.protected.clone()),
                 StreamType::F16 if spec.name == protected::VALUES => Stream::F16(protected.clone()),
@@ -179,6 +198,7 @@ impl KernelForm {
                 }
                 StreamType::F16 if spec.name == ROW_SCALES => Stream::F16(halves.clone()),
                 StreamType::F16 => Stream::F16(learned.clone()),
+                StreamType::I8 => unreachable!("no codec stores a factor"),
             });
         }
         let packed = PackedWeight::new(header.clone(), streams)?;
@@ -187,7 +207,10 @@ impl KernelForm {
         let learned = self.layout.learned_range();
         let differs = |i: &usize| !learned.contains(i) && self.dictionary[*i].to_bits() != expected[*i].to_bits();
         match (0..expected.len()).find(differs) {
-            None => Ok(packed),
+            None => match (&self.low_rank, storage) {
+                (Some(part), Some(storage)) => Ok(packed.with_low_rank(part, storage)?),
+                _ => Ok(packed),
+            },
             Some(index) => Err(KernelFormError::FixedDictionary {
                 codec: header.codec.codec.clone(),
                 index,
@@ -198,7 +221,8 @@ impl KernelForm {
     }
 
     /// A weight of `shape` with random codes from `words`, whose values have the root mean square `scale`: how a layer
-    /// starts that is trained from scratch. Rows have equal scales; no column is protected, whatever the header says.
+    /// starts that is trained from scratch. Rows have equal scales; no column is protected and there is no
+    /// low-rank part, whatever the header says.
     ///
     /// # Errors
     /// [`KernelFormError::NoKernels`]; [`KernelFormError::Format`] if the codec cannot be built.
@@ -219,13 +243,14 @@ impl KernelForm {
                     Stream::U32(stream.to_vec())
                 }
                 StreamType::F16 => Stream::F16(vec![f16::ZERO; spec.len()]),
+                StreamType::I8 => unreachable!("no codec stores a factor"),
             });
         }
         let dictionary = codec.dictionary(header.shape, &Codes { streams });
         let scales = vec![1.0; header.shape.d_output() * layout.scales_per_row()];
         let (protected, protected_values) = (Vec::new(), Vec::new());
         let codes = layout.arrange(codes);
-        let mut form = Self { layout, codes, scales, dictionary, protected, protected_values };
+        let mut form = Self { layout, codes, scales, dictionary, protected, protected_values, low_rank: None };
         let mut values = vec![0.0; header.shape.num_weights()];
         form.as_slices().synthesize(&mut values);
         let power = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64;
@@ -238,17 +263,23 @@ impl KernelForm {
         Ok(form)
     }
 
-    /// The arrays of the codes, borrowed: the weight without its protected columns.
+    /// The arrays of the codes, borrowed: the weight without its protected columns and its low-rank part.
     pub fn as_slices(&self) -> PatternSlices<'_> {
         PatternSlices::new(self.layout, &self.codes, &self.scales, &self.dictionary)
     }
 
-    fn check_lengths(&self, protected: usize) -> Result<(), KernelFormError> {
+    fn check_lengths(&self, protected: usize, low_rank: Option<LowRankSpec>) -> Result<(), KernelFormError> {
         let scales = self.layout.shape().d_output() * self.layout.scales_per_row();
+        let rank = low_rank.map_or(0, |spec| spec.rank);
+        let len = |part: &LowRank| (part.up.shape().num_weights(), part.down.shape().num_weights());
+        let low_rank_len = self.low_rank.as_ref().map_or((0, 0), len);
         for (what, found, expected) in [
             ("codes", self.codes.len(), self.layout.num_words()),
             ("scales", self.scales.len(), scales),
             ("dictionary", self.dictionary.len(), self.layout.dictionary_len()),
+            ("rank", self.low_rank.as_ref().map_or(0, LowRank::rank), rank),
+            ("low_rank.up", low_rank_len.0, self.layout.shape().d_output() * rank),
+            ("low_rank.down", low_rank_len.1, self.layout.shape().d_input() * rank),
             ("protected", self.protected.len(), protected),
             ("protected_values", self.protected_values.len(), self.layout.shape().d_output() * protected),
         ] {

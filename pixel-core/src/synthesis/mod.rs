@@ -15,6 +15,7 @@ pub use slices::PatternSlices;
 pub use synthesizer::{PatternRef, SynthesizedFit, WeightSynthesizer, WeightSynthesizerConfig};
 
 use crate::condition::exp2;
+use crate::low_rank::DecodedLowRank;
 use crate::matrix::Matrix;
 use crate::packed::PackedWeight;
 use crate::rotation::{Rotation, RotationScratch};
@@ -40,6 +41,7 @@ impl PackedWeight {
 pub struct Synthesis<'a> {
     packed: &'a PackedWeight,
     rotation: Option<Rotation>,
+    low_rank: Option<DecodedLowRank>,
 }
 
 impl<'a> Synthesis<'a> {
@@ -47,7 +49,7 @@ impl<'a> Synthesis<'a> {
     pub fn new(packed: &'a PackedWeight) -> Self {
         let header = packed.header();
         let rotation = header.rotation.map(|seed| Rotation::new(header.shape.d_input(), seed));
-        Self { packed, rotation }
+        Self { packed, rotation, low_rank: packed.low_rank().map(DecodedLowRank::new) }
     }
 
     /// Rows in a band; the last one may have fewer.
@@ -79,6 +81,9 @@ impl<'a> Synthesis<'a> {
         for (i, row) in rows.chunks_exact_mut(shape.d_input()).enumerate() {
             if let Some(scale) = self.packed.row_scales().get(first + i) {
                 row.iter_mut().for_each(|w| *w *= scale.to_f32());
+            }
+            if let Some(low_rank) = &self.low_rank {
+                low_rank.add(first + i, row);
             }
             if let Some(rotation) = &self.rotation {
                 rotation.inverse(row, scratch);

@@ -4,17 +4,23 @@ use crate::matrix::Matrix;
 use crate::packed::PackedWeight;
 use crate::rotation::reference_entry;
 
-/// `W[r][c] = 2^exponent · scale[r] · Σ_j decoded[r][j] · Q[c][j]`, in f64; without a rotation `Q` is the identity. In a
-/// protected column, the `i`-th, `W[r][c] = 2^exponent · value[r][i]`.
+/// `W[r][c] = 2^exponent · Σ_j (scale[r] · decoded[r][j] + Σ_k up[k][r] · down[k][j]) · Q[c][j]`, in f64; without a rotation
+/// `Q` is the identity, without a low-rank part there is no sum over `k`. In a protected column, the `i`-th,
+/// `W[r][c] = 2^exponent · value[r][i]`.
 pub fn synthesize(packed: &PackedWeight) -> Matrix {
     let (shape, header) = (packed.shape(), packed.header());
-    let n = shape.d_input();
+    let (m, n) = (shape.d_output(), shape.d_input());
+    let (up, down) = packed.low_rank().map_or_else(Default::default, |part| (part.up(), part.down()));
     let mut dense = Matrix::zeros(shape);
     for (r, row) in dense.as_mut_slice().chunks_exact_mut(n).enumerate() {
         let unit = f64::from(header.exponent).exp2();
-        let scale = packed.row_scales().get(r).map_or(1.0, |scale| scale.to_f64()) * unit;
-        let decoded: Vec<f64> =
-            (0..n).map(|j| scale * f64::from(packed.codec().decode_weight(shape, packed.codes(), r, j))).collect();
+        let scale = packed.row_scales().get(r).map_or(1.0, |scale| scale.to_f64());
+        let coded = |j| scale * f64::from(packed.codec().decode_weight(shape, packed.codes(), r, j));
+        let low_rank = |j| {
+            let vectors = up.chunks_exact(m).zip(down.chunks_exact(n));
+            vectors.map(|(up, down): (&[f32], &[f32])| f64::from(up[r]) * f64::from(down[j])).sum::<f64>()
+        };
+        let decoded: Vec<f64> = (0..n).map(|j| unit * (coded(j) + low_rank(j))).collect();
         for (c, weight) in row.iter_mut().enumerate() {
             *weight = match header.rotation {
                 None => decoded[c],

@@ -113,6 +113,31 @@ pub(super) fn of_protected_columns(device: &Device, spec: &str) {
     }
 }
 
+/// The same for a low-rank part: gradients of activations, scales and both factors.
+pub(super) fn of_low_rank_parts(device: &Device, spec: &str) {
+    let case = Case { rank: 3, ..Case::new(spec, 19, 22) };
+    let device = device.clone().autodiff();
+    let of = |dense: bool| {
+        let mut weight = PatternTensors::new(&case.packed(), &device).unwrap();
+        weight.scales = weight.scales.require_grad();
+        let part = weight.low_rank.as_mut().unwrap();
+        part.down = part.down.clone().require_grad();
+        part.up = part.up.clone().require_grad();
+        let (down, up) = (part.down.clone(), part.up.clone());
+        let x = case.activations(&device).1.require_grad();
+        let y = if dense { x.clone().matmul(weight.synthesize().transpose()) } else { weight.linear(x.clone()) };
+        let g = tensor2(gaussian(case.batch * 19, case.seed ^ 2), y.dims(), &device);
+        let gradients = (y * g).sum().backward();
+        [x, weight.scales, down, up].map(|tensor| host(tensor.grad(&gradients).unwrap()))
+    };
+    for (what, (found, expected)) in ["x", "scales", "down", "up"].iter().zip(of(false).iter().zip(&of(true))) {
+        assert!(norm(expected) > 0.0, "{spec} {what}");
+        let difference: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
+        let error = norm(&difference) / norm(expected);
+        assert!(error <= 64.0 * EPSILON * 22f64.sqrt(), "{spec} {what}: {error:e}");
+    }
+}
+
 /// A row that is looked up twice has twice the gradient.
 pub(super) fn of_rows_add_up(device: &Device) {
     let device = device.clone().autodiff();

@@ -36,7 +36,7 @@ const CODECS: [&str; 21] = [
 fn form(codec: &str, d_output: usize, d_input: usize, seed: u64) -> KernelForm {
     let codec: CodecSpec = codec.parse().unwrap();
     let shape = Shape::new(d_output, d_input).unwrap();
-    let header = PackedHeader { shape, codec, rotation: None, exponent: 0, protected: 0 };
+    let header = PackedHeader { shape, codec, rotation: None, exponent: 0, protected: 0, low_rank: None };
     let mut count = 0;
     let words = || {
         count += 1;
