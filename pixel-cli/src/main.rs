@@ -22,7 +22,7 @@ struct Cli {
 enum Command {
     #[cfg(feature = "models")]
     Calibrate(commands::calibrate::Args),
-    Compress(commands::compress::Args),
+    Compress(Box<commands::compress::Args>),
     Decompress(commands::decompress::Args),
     Inspect(commands::inspect::Args),
     Verify(commands::verify::Args),

@@ -224,6 +224,15 @@ fn chosen_rates_stay_under_the_target_and_the_saved_recipe_repeats_them() {
         let toml = fs::read_to_string(dir.path().join(&saved)).unwrap();
         assert!(toml.starts_with("# Rates chosen for a mean of ") && toml.contains("# predicted loss "), "{toml}");
     }
+    // Factors of low-rank parts count, and the rates are those of what the parts leave.
+    let report = compress(&dir, "low-rank", &["--recipe", "recipe.toml", "--target-bits", "6", "--hybrid", "2"]);
+    let tensors = report["report"]["tensors"].as_array().unwrap();
+    let parts: Vec<_> = tensors.iter().filter(|tensor| !tensor["low_rank"].is_null()).collect();
+    assert_eq!(parts.len(), 14);
+    let sum = |field: &str| parts.iter().map(|tensor| number(&tensor[field])).sum::<f64>();
+    let weights_of = |tensor: &&&Value| tensor["shape"].as_array().unwrap().iter().map(number).product::<f64>();
+    let mean = 8.0 * sum("stored_bytes") / parts.iter().map(|tensor| weights_of(&tensor)).sum::<f64>();
+    assert!(mean <= 6.0 && mean > 5.5 && sum("low_rank_bytes") > 0.0, "{mean}");
     // The mean of everything counts the embedding at 8 bits, the vectors and the header.
     let all = ["--recipe", "recipe.toml", "--target-bits", "12", "--target-scope", "all"];
     let report = compress(&dir, "all", &all);

@@ -135,6 +135,99 @@ fn protected_columns_are_counted_listed_and_restored() {
 }
 
 #[test]
+fn low_rank_parts_are_counted_listed_and_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    compress(dir.path(), "model", "plain", &[]).success();
+    let planned = json(compress(dir.path(), "model", "none", &["--hybrid", "3", "--dry-run", "--json"]).success());
+    let done = json(compress(dir.path(), "model", "small", &["--hybrid", "3", "--json"]).success());
+    assert_eq!(planned["weight_file_bytes"], done["report"]["weight_file_bytes"]);
+    assert_eq!(done["report"]["weight_file_bytes"], size(&dir.path().join("small/model.safetensors")));
+    let [plain, small] = ["plain", "small"].map(|name| json(pixel(&["inspect", name, "--json"], dir.path()).success()));
+    let line = |listing: &serde_json::Value, name: &str, what| listing["tensors"][name][what].as_u64().unwrap();
+    let layer = "layers.0.q_proj.weight";
+    // Three vectors of 64 and of 96 numbers in 8 bits, and a scale for each.
+    let factors = 3 * (64 + 96) + 3 * 2 * 2;
+    assert_eq!(line(&small, layer, "low_rank_bytes"), factors);
+    assert_eq!(line(&small, layer, "bytes") - line(&plain, layer, "bytes"), factors);
+    assert_eq!(small["tensors"][layer]["low_rank"], serde_json::json!({ "rank": 3, "storage": "int8" }));
+    assert!(small["tensors"]["embed_tokens.weight"]["low_rank"].is_null());
+    let listed = pixel(&["inspect", "small"], dir.path()).success();
+    listed.stdout(contains("rotated, rank 3 in int8").and(contains("2 tensors: 984 (984 B) of factors beside")));
+    pixel(&["verify", "small", "--against", "model"], dir.path()).success();
+    pixel(&["decompress", "small", "dense"], dir.path()).success();
+    pixel(&["diff", "small", "dense"], dir.path()).success().stdout(contains("5 tensors are equal"));
+    for threads in ["1", "2"] {
+        compress(dir.path(), "model", threads, &["--hybrid", "3", "--factors", "f16", "--threads", threads]).success();
+    }
+    let read = |name| std::fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
+    assert_eq!(read("1"), read("2"));
+    let refused = compress(dir.path(), "model", "more", &["--hybrid", "65"]).code(2);
+    refused.stderr(contains("layers.0.q_proj.weight").and(contains("rank = 65 is outside 1..=64")));
+    compress(dir.path(), "model", "more", &["--hybrid", "some"]).code(2).stderr(contains("neither auto nor never"));
+}
+
+#[test]
+fn low_rank_parts_are_put_where_they_pay() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = checkpoint(dir.path());
+    let mut tensors = tensors();
+    // Noise, and noise beside a direction with most of the energy. (`floats` are no noise: their spectrum has spikes.)
+    let noise = |len: usize, seed: u64| -> Vec<f32> {
+        let mix = |mut z: u64| {
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((z ^ (z >> 31)) >> 40) as f32 / 8_388_608.0 - 1.0
+        };
+        (0..len as u64).map(|i| mix((seed << 32 | i).wrapping_mul(0x9E37_79B9_7F4A_7C15))).collect()
+    };
+    let mut insert = |name: &str, shape: [usize; 2], values: &[f32]| {
+        let bytes = values.iter().flat_map(|w| w.to_le_bytes()).collect();
+        tensors.insert(name.into(), (Dtype::F32, shape.to_vec(), bytes));
+    };
+    insert("layers.0.q_proj.weight", [64, 96], &noise(64 * 96, 1));
+    insert("layers.1.q_proj.weight", [64, 96], &noise(64 * 96, 2));
+    let mut spiked = noise(128 * 256, 9);
+    let [a, b] = [noise(128, 10), noise(256, 11)];
+    spiked.iter_mut().enumerate().for_each(|(i, w)| *w += 3.0 * a[i / 256] * b[i % 256]);
+    insert("layers.2.spiked.weight", [128, 256], &spiked);
+    save(&root.join("model.safetensors"), &tensors);
+    let saved = ["--hybrid", "auto", "--save-recipe", "found.toml", "--json"];
+    let done = json(compress(dir.path(), "model", "auto", &saved).success());
+    let found = done["hybrid"].as_array().unwrap();
+    let ranks: Vec<_> = found.iter().map(|t| (t["name"].as_str().unwrap(), t["rank"].as_u64().unwrap())).collect();
+    let chosen: Vec<_> = ranks.iter().filter(|(_, rank)| *rank > 0).collect();
+    assert!(matches!(chosen[..], [("layers.2.spiked.weight", 1)]), "{done:#}");
+    let halves = compress(dir.path(), "model", "halves", &["--hybrid", "auto", "--factors", "f16"]).success();
+    halves.stdout(contains("low rank      1 weights, of rank 1: 768 (768 B) of factors"));
+    pixel(&["inspect", "halves"], dir.path()).success().stdout(contains("rank 1 in f16"));
+    // The recipe that was saved does the same again, and `never` undoes it.
+    let recipe = std::fs::read_to_string(dir.path().join("found.toml")).unwrap();
+    assert!(recipe.contains("rank = 1") && recipe.contains("layers\\.2\\.spiked"), "{recipe}");
+    pixel(&["compress", "model", "again", "--recipe", "found.toml"], dir.path()).success();
+    let read = |name| std::fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
+    assert_eq!(read("auto"), read("again"));
+    pixel(&["compress", "model", "never", "--recipe", "found.toml", "--hybrid", "never"], dir.path()).success();
+    let listed = json(pixel(&["inspect", "never", "--json"], dir.path()).success());
+    assert!(listed["tensors"].as_object().unwrap().values().all(|line| line["low_rank"].is_null()));
+    let told = compress(dir.path(), "model", "told", &["--hybrid", "auto"]).success();
+    told.stdout(contains("low-rank parts pay in 1 of 4 weights").and(contains("kept")));
+    let refused = compress(dir.path(), "model", "x", &["--save-recipe", "y.toml"]).code(2);
+    refused.stderr(contains("--save-recipe writes what --target-bits or --hybrid auto found"));
+}
+
+#[test]
+fn presets_choose_rates_by_the_kind_of_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    for (preset, rates) in [("high_quality", ["4", "8"]), ("balanced", ["2.5", "8"]), ("max_compression", ["2", "4"])] {
+        let printed = pixel(&["compress", "model", "--preset", preset, "--dry-run"], dir.path()).success();
+        let [layers, embeddings] = rates;
+        printed.stdout(contains(format!("trellis:{layers}")).and(contains(format!("uniform:{embeddings}"))));
+    }
+}
+
+#[test]
 fn a_dry_run_writes_nothing_and_tells_the_exact_size() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path());

@@ -5,15 +5,17 @@ use crate::output::{self, table};
 use crate::progress::Bar;
 use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
-use pixel_core::CodecSpec;
 use pixel_core::archive::Checkpoint;
 use pixel_core::calibration::Calibration;
 use pixel_core::codec::FAMILIES;
 use pixel_core::compressor::{
-    CompressionReport, Plan, Sample, Scope, allocate_rates, compress_checkpoint, sample_errors,
+    Allocation, CompressionReport, Plan, RateTarget, Sample, Scope, allocate_rates, compress_checkpoint, sample_errors,
 };
 use pixel_core::metrics::ErrorSums;
 use pixel_core::recipe::{Decision, Recipe, Rule, Treatment};
+use pixel_core::{CodecSpec, FactorStorage};
+use pixel_experimental::svd::{FaerSvd, SvdSolver};
+use pixel_experimental::{HybridFitter, Preset, Ranks, choose_ranks, search_memory};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -56,6 +58,19 @@ pub(crate) struct Args {
     /// there is one
     #[arg(long, value_name = "N")]
     protect: Option<usize>,
+    /// A low-rank part beside the codes: auto (where it beats the same bits spent on codes, by trial), never, or a rank.
+    /// auto and RANK hold for weights for which the recipe names none; without the option it is as the recipe says
+    #[arg(long, value_name = "auto|never|RANK")]
+    hybrid: Option<Hybrid>,
+    /// How the factors of low-rank parts are stored
+    #[arg(long, value_enum)]
+    factors: Option<Factors>,
+    /// Who decomposes weights for low-rank parts
+    #[arg(long, value_enum, default_value_t = Solver::Faer)]
+    svd: Solver,
+    /// Rates by the kind of layer, in place of the default recipe
+    #[arg(long, value_enum, conflicts_with = "recipe")]
+    preset: Option<PresetName>,
     /// A recipe in TOML: treatments and an ordered list of regular expressions
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
@@ -71,8 +86,8 @@ pub(crate) struct Args {
     /// What --target-bits is the mean of
     #[arg(long, value_enum, default_value_t = TargetScope::Layers, requires = "target_bits")]
     target_scope: TargetScope,
-    /// Write the recipe with the rates that --target-bits chose, and their predicted losses
-    #[arg(long, value_name = "FILE", requires = "target_bits")]
+    /// Write the recipe with the rates that --target-bits chose, and their predicted losses, and the ranks of --hybrid auto
+    #[arg(long, value_name = "FILE")]
     save_recipe: Option<PathBuf>,
     /// Compress only tensors whose name matches; may be repeated
     #[arg(long, value_name = "REGEX")]
@@ -108,8 +123,87 @@ enum TargetScope {
     All,
 }
 
+/// What `--hybrid` asks for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Hybrid {
+    Auto,
+    Never,
+    Rank(usize),
+}
+
+impl std::str::FromStr for Hybrid {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("auto", _) => Ok(Self::Auto),
+            ("never" | "0", _) => Ok(Self::Never),
+            (_, Ok(rank)) => Ok(Self::Rank(rank)),
+            _ => Err(format!("{text} is neither auto nor never nor a rank")),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Factors {
+    /// 8 bits with a scale for every 128
+    Int8,
+    /// Half precision
+    F16,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Solver {
+    /// All singular values, in Rust
+    Faer,
+    /// All singular values, by LAPACK
+    #[cfg(feature = "lapack")]
+    Lapack,
+    /// The leading ones by random projections: faster for large weights
+    #[cfg(feature = "models")]
+    Randomized,
+}
+
+impl Solver {
+    fn build(self) -> Arc<dyn SvdSolver> {
+        match self {
+            Self::Faer => Arc::new(FaerSvd),
+            #[cfg(feature = "lapack")]
+            Self::Lapack => Arc::new(pixel_experimental::svd::LapackSvd),
+            #[cfg(feature = "models")]
+            Self::Randomized => Arc::new(pixel_experimental::svd::RandomizedSvd::new(&burn::tensor::Device::flex())),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum PresetName {
+    /// Layers at 4 bits
+    HighQuality,
+    /// About 3 bits: values and outputs of attentions more, queries and keys less
+    Balanced,
+    /// About 2 bits, embeddings at 4
+    MaxCompression,
+}
+
+impl From<PresetName> for Preset {
+    fn from(name: PresetName) -> Self {
+        match name {
+            PresetName::HighQuality => Self::HighQuality,
+            PresetName::Balanced => Self::Balanced,
+            PresetName::MaxCompression => Self::MaxCompression,
+        }
+    }
+}
+
 impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
+        if self.save_recipe.is_some() && self.target_bits.is_none() && self.hybrid != Some(Hybrid::Auto) {
+            bail!(
+                "--save-recipe writes what --target-bits or --hybrid auto found: give one of them, or --print-recipe"
+            );
+        }
         let mut recipe = self.recipe()?;
         if self.print_recipe {
             print!("{}", recipe.to_toml());
@@ -117,10 +211,22 @@ impl Args {
         }
         let checkpoint = Checkpoint::open(&self.input)?;
         let calibration = self.calibration.as_deref().map(Calibration::open).transpose()?.map(Arc::new);
-        if let (Some(target), Some(calibration)) = (self.target_bits, &calibration) {
-            recipe = self.allocate(&checkpoint, &recipe, calibration, target)?;
+        let fitter = self.fitter();
+        let mut ranks = None;
+        if self.hybrid == Some(Hybrid::Auto) {
+            let found = self.choose_ranks(&checkpoint, &recipe, calibration.as_ref(), &fitter)?;
+            recipe = found.recipe.clone();
+            ranks = Some(found);
         }
-        let mut plan = Plan::new(&checkpoint, &recipe.compile()?)?;
+        let mut toml = recipe.to_toml();
+        if let (Some(target), Some(calibration)) = (self.target_bits, &calibration) {
+            let found = self.allocate(&checkpoint, &recipe, calibration, target, Arc::new(fitter.clone()))?;
+            (toml, recipe) = (found.to_toml(), found.recipe);
+        }
+        if let Some(path) = &self.save_recipe {
+            output::write_new(path, &toml, self.run.options().overwrite)?;
+        }
+        let mut plan = Plan::new(&checkpoint, &recipe.compile()?)?.with_low_rank_fitter(Arc::new(fitter));
         if let Some(calibration) = calibration {
             plan = plan.with_calibration(&checkpoint, calibration)?;
         }
@@ -136,11 +242,47 @@ impl Args {
                 )?;
                 let report = compress_checkpoint(&checkpoint, &plan, output, self.run.options(), &bar)?;
                 bar.finish();
-                self.print_report(&report)?;
+                self.print_report(&report, ranks.as_ref())?;
             }
             (false, None) => bail!("OUT is missing"),
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The recipe with a rank for each weight for which one pays.
+    fn choose_ranks(
+        &self,
+        checkpoint: &Checkpoint,
+        recipe: &Recipe,
+        calibration: Option<&Arc<Calibration>>,
+        fitter: &HybridFitter,
+    ) -> Result<Ranks> {
+        let loud = !self.run.quiet && !self.run.json;
+        if loud {
+            eprintln!("looking for low-rank parts that pay");
+        }
+        let found = choose_ranks(checkpoint, recipe, calibration, fitter, self.run.threads, &())?;
+        if loud {
+            let columns = ["low-rank part", "rank", "extra bits", "loss ratio", "break-even", "verdict"];
+            let mut parts = table(&columns, 1);
+            for tensor in found.tensors.iter().filter(|tensor| tensor.verdict.measured.is_some()) {
+                let verdict = &tensor.verdict;
+                parts.add_row([
+                    tensor.name.clone(),
+                    verdict.candidate.to_string(),
+                    format!("{:.4}", verdict.extra_bits),
+                    format!("{:.4}", verdict.measured.unwrap_or_default()),
+                    format!("{:.4}", verdict.break_even),
+                    if verdict.rank > 0 { "kept" } else { "left out" }.to_owned(),
+                ]);
+            }
+            let (chosen, all) = (found.chosen().count(), found.tensors.len());
+            if parts.row_count() > 0 {
+                println!("{parts}");
+            }
+            println!("low-rank parts pay in {chosen} of {all} weights");
+        }
+        Ok(found)
     }
 
     /// The recipe with a rate for each layer.
@@ -150,7 +292,8 @@ impl Args {
         recipe: &Recipe,
         calibration: &Arc<Calibration>,
         target: f64,
-    ) -> Result<Recipe> {
+        fitter: Arc<HybridFitter>,
+    ) -> Result<Allocation> {
         let scope = match self.target_scope {
             TargetScope::Layers => Scope::Layers,
             TargetScope::All => Scope::All,
@@ -159,10 +302,8 @@ impl Args {
             eprintln!("measuring every layer at every rate");
         }
         let threads = self.run.threads;
-        let found = allocate_rates(checkpoint, recipe, calibration, target, scope, threads, &())?;
-        if let Some(path) = &self.save_recipe {
-            output::write_new(path, &found.to_toml(), self.run.options().overwrite)?;
-        }
+        let target = RateTarget { bits: target, scope };
+        let found = allocate_rates(checkpoint, recipe, calibration, target, threads, Some(fitter), &())?;
         if !self.run.quiet && !self.run.json {
             let mut by_codec: BTreeMap<&str, (usize, u64, f64)> = BTreeMap::new();
             for tensor in &found.tensors {
@@ -183,14 +324,15 @@ impl Args {
             });
             println!("mean {:.4} bits, predicted loss {}{uniform}", found.mean_bits, output::error(found.loss));
         }
-        Ok(found.recipe)
+        Ok(found)
     }
 
     /// The recipe file, if there is one, with the options of the command line laid over it.
     fn recipe(&self) -> Result<Recipe> {
-        let mut recipe = match &self.recipe {
-            None => Recipe::default(),
-            Some(path) => {
+        let mut recipe = match (&self.recipe, self.preset) {
+            (None, None) => Recipe::default(),
+            (None, Some(preset)) => Preset::from(preset).recipe(),
+            (Some(path), _) => {
                 let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
                 Recipe::from_toml(&text).with_context(|| path.display().to_string())?
             }
@@ -214,6 +356,20 @@ impl Args {
             Rotate::Never => Some(false),
         };
         recipe.layers.protect = self.protect.or(recipe.layers.protect);
+        let factors = self.factors.map(|factors| match factors {
+            Factors::Int8 => FactorStorage::Int8,
+            Factors::F16 => FactorStorage::F16,
+        });
+        recipe.layers.factors = factors.or(recipe.layers.factors);
+        recipe.embeddings.factors = factors.or(recipe.embeddings.factors);
+        match self.hybrid {
+            None | Some(Hybrid::Auto) => {}
+            Some(Hybrid::Rank(rank)) => recipe.layers.rank = Some(rank),
+            Some(Hybrid::Never) => {
+                (recipe.layers.rank, recipe.embeddings.rank) = (None, None);
+                recipe.rules.iter_mut().for_each(|rule| rule.treatment.rank = None);
+            }
+        }
         match self.embeddings.as_deref() {
             None => {}
             Some("keep") => recipe.embeddings = Treatment { keep: Some(true), ..Default::default() },
@@ -235,6 +391,19 @@ impl Args {
         Ok(recipe)
     }
 
+    /// That of the run, and of the search for low-rank parts if there is one.
+    fn peak_memory(&self, plan: &Plan, threads: usize) -> u64 {
+        let search = match self.hybrid {
+            Some(Hybrid::Auto) => search_memory(plan, &self.fitter(), threads),
+            _ => 0,
+        };
+        plan.peak_memory(threads).max(search)
+    }
+
+    fn fitter(&self) -> HybridFitter {
+        HybridFitter { solver: self.svd.build(), rounds: 1 }
+    }
+
     fn print_dry_run(&self, checkpoint: &Checkpoint, plan: &Plan, samples: &[Sample]) {
         if self.run.quiet {
             return;
@@ -253,7 +422,7 @@ impl Args {
             let report = json!({
                 "source_file_bytes": source,
                 "weight_file_bytes": plan.stored_bytes(),
-                "peak_memory_bytes": plan.peak_memory(threads),
+                "peak_memory_bytes": self.peak_memory(plan, threads),
                 "threads": threads,
                 "samples": samples,
             });
@@ -265,7 +434,8 @@ impl Args {
         for item in plan.items() {
             let key = match &item.decision {
                 Decision::Keep(reason) => format!("kept ({reason})"),
-                Decision::Compress { codec, .. } => codec.to_string(),
+                Decision::Compress { codec, low_rank: None, .. } => codec.to_string(),
+                Decision::Compress { codec, low_rank: Some(part), .. } => format!("{codec} beside {part}"),
             };
             let group = groups.entry(key).or_default();
             *group = (group.0 + 1, group.1 + item.num_weights(), group.2 + item.stored_bytes);
@@ -291,12 +461,12 @@ impl Args {
         println!("weight files: {} -> {}", output::bytes(source), output::bytes(plan.stored_bytes()));
         println!(
             "peak memory beyond the mapped input, {threads} worker(s): at most {}",
-            output::bytes(plan.peak_memory(threads))
+            output::bytes(self.peak_memory(plan, threads))
         );
         println!("dry run: nothing was written");
     }
 
-    fn print_report(&self, report: &CompressionReport) -> Result<()> {
+    fn print_report(&self, report: &CompressionReport, ranks: Option<&Ranks>) -> Result<()> {
         if self.run.json {
             let groups: Vec<_> = report
                 .groups()
@@ -309,6 +479,8 @@ impl Args {
                         "stored_bytes": group.stored_bytes,
                         "bits_per_weight": group.bits_per_weight(),
                         "relative_mse": group.sums.relative_mse(),
+                        "low_rank": group.low_rank,
+                        "low_rank_bytes": group.low_rank_bytes,
                         "calibrated": group.calibrated,
                         "output_loss": (group.calibrated > 0).then_some(group.output_loss),
                     })
@@ -320,6 +492,7 @@ impl Args {
                 "compressed_bits_per_weight": report.compressed_bits_per_weight(),
                 "total_bits_per_weight": report.total_bits_per_weight(),
                 "relative_mse": report.relative_mse(),
+                "hybrid": ranks.map(|ranks| &ranks.tensors),
                 "report": serde_json::to_value(report)?,
             });
             println!("{summary:#}");
@@ -338,6 +511,14 @@ impl Args {
                 ]);
             }
             println!("{groups}");
+            let parts: Vec<_> = report.tensors.iter().filter(|tensor| tensor.low_rank.is_some()).collect();
+            if !parts.is_empty() {
+                let bytes = parts.iter().map(|tensor| tensor.low_rank_bytes).sum();
+                let ranks = parts.iter().filter_map(|tensor| tensor.low_rank).map(|spec| spec.rank);
+                let (least, most) = ranks.fold((usize::MAX, 0), |(a, b), rank| (a.min(rank), b.max(rank)));
+                let ranks = if least == most { least.to_string() } else { format!("{least} to {most}") };
+                println!("low rank      {} weights, of rank {ranks}: {} of factors", parts.len(), output::bytes(bytes));
+            }
             for tensor in report.tensors.iter().filter(|tensor| tensor.damping_retries > 0) {
                 let (retries, damping) = (tensor.damping_retries, tensor.damping.unwrap_or_default());
                 println!("damping       {}: doubled {retries} times, to {damping:.3}", tensor.name);

@@ -2,6 +2,7 @@
 
 use crate::output::{self, table};
 use anyhow::{Context, Result};
+use pixel_core::LowRankSpec;
 use pixel_core::archive::{Archive, Checkpoint, MANIFEST_KEY};
 use pixel_core::metrics::bits_per_weight;
 use serde::Serialize;
@@ -30,6 +31,9 @@ struct Line {
     codec: Option<String>,
     rotated: Option<bool>,
     protected: usize,
+    low_rank: Option<LowRankSpec>,
+    /// Bytes of the low-rank factors, part of `bytes`.
+    low_rank_bytes: u64,
     bytes: u64,
     bits_per_weight: f64,
     relative_mse: Option<f64>,
@@ -75,6 +79,8 @@ fn archive_lines(archive: &Archive) -> BTreeMap<String, Line> {
             codec: Some(manifest.codec.to_string()),
             rotated: Some(manifest.rotation.is_some()),
             protected: manifest.protected,
+            low_rank: manifest.low_rank,
+            low_rank_bytes: manifest.low_rank.map_or(0, |part| part.num_bytes(manifest.shape) as u64),
             bytes: entry.num_bytes(),
             bits_per_weight: bits_per_weight(entry.num_bytes(), manifest.shape.num_weights() as u64),
             relative_mse: Some(manifest.relative_mse),
@@ -92,6 +98,8 @@ fn dense_lines(checkpoint: &Checkpoint) -> BTreeMap<String, Line> {
             codec: None,
             rotated: None,
             protected: 0,
+            low_rank: None,
+            low_rank_bytes: 0,
             bytes: info.num_bytes(),
             bits_per_weight: bits_per_weight(info.num_bytes(), info.shape.iter().product::<usize>() as u64),
             relative_mse: None,
@@ -113,6 +121,9 @@ impl Listing {
             if line.protected > 0 {
                 codec += &format!(", {} columns protected", line.protected);
             }
+            if let Some(part) = line.low_rank {
+                codec += &format!(", {part}");
+            }
             table.add_row([
                 name.clone(),
                 line.dtype.clone(),
@@ -131,12 +142,22 @@ impl Listing {
             let weights = line.shape.iter().product::<usize>() as u64;
             *group = (group.0 + 1, group.1 + weights, group.2 + line.bytes);
         }
+        let parts = self.tensors.values().filter(|line| line.low_rank.is_some());
+        let (mut tensors, mut codes, mut factors) = (0, 0, 0);
+        for line in parts {
+            (tensors, codes, factors) =
+                (tensors + 1, codes + line.bytes - line.low_rank_bytes, factors + line.low_rank_bytes);
+        }
         for ((_, treatment), (tensors, weights, bytes)) in groups {
             let bits = bits_per_weight(bytes, weights);
             println!(
                 "{treatment:<20} {}, {tensors} tensors, {weights} weights, {bits:.4} bits/weight",
                 output::bytes(bytes)
             );
+        }
+        if tensors > 0 {
+            let (codes, factors) = (output::bytes(codes), output::bytes(factors));
+            println!("{:<20} {tensors} tensors: {factors} of factors beside {codes} of codes", "of low rank");
         }
         println!("{:<20} {}", "headers", output::bytes(self.header_bytes));
         println!("{:<20} {}", "other files", output::bytes(self.other_file_bytes));

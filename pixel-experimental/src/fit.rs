@@ -1,0 +1,292 @@
+//! Factors and codes for one weight, fitted to one another in turns.
+//!
+//! Everything happens in the basis of the weight's rotation, protected columns at zero: `A = W·Q` is the target, `H` the
+//! second moments of the rotated inputs, `P` what the codes decode to. The best part of rank `r` beside given codes is that
+//! of `A − P` under the norm `tr(X·H·Xᵀ)`: with `H = C·Cᵀ` and `U` the leading left singular vectors of `(A − P)·C`,
+//!
+//! ```text
+//! L = U·Uᵀ·(A − P),   up = U,   down = Uᵀ·(A − P)
+//! ```
+//!
+//! which needs no inverse of `C`.
+//!
+//! With error feedback the codes' error is spread evenly over what the inputs feel, and what is left to gain is what they
+//! need not code at all: the start is the plain decomposition of `A`. Without feedback the error is spread evenly over the
+//! *weights*, so that a few directions in which the inputs are strong feel most of it: the start is the weighted one, and
+//! the codes of the weight itself with a part fitted to their error.
+//!
+//! Sources: Saha et al., *CALDERA* (2024), for the alternation; Zhang et al., *QERA* (2025), for the weighted optimum.
+
+use crate::dense;
+use crate::svd::SvdSolver;
+use pixel_core::compressor::{FitJob, LowRankFitter};
+use pixel_core::protected::largest_columns;
+use pixel_core::{
+    EncodeOptions, LowRank, Matrix, Moments, Outcome, OutputError, PackedWeight, PreparedInputs, Rotation, Shape,
+    WeightError, compress_beside, metrics::ErrorSums,
+};
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+/// A weight with the low-rank part that was found best.
+#[derive(Debug)]
+pub struct Fit {
+    /// The weight.
+    pub packed: PackedWeight,
+    /// Its error.
+    pub outcome: Outcome,
+    /// The loss after each step, the error of the outputs where moments are known and that of the weight otherwise, with
+    /// what was done.
+    pub steps: Vec<(FitStep, f64)>,
+}
+
+/// One step of a fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FitStep {
+    /// The weight was coded beside a given part.
+    Codes,
+    /// A part was fitted to what given codes leave.
+    Factors,
+}
+
+/// Compresses `weight` into codes beside a low-rank part, as `job` says: a start, then `rounds` in which the part is fitted
+/// to what the codes leave and the codes are made anew. The best of all that was seen is kept.
+///
+/// # Errors
+/// [`WeightError`] for a weight that is not finite, moments of another width, a rank beyond the weight's shorter side, or a
+/// decomposition that failed.
+pub fn fit(weight: &Matrix, job: FitJob<'_>, rounds: usize, solver: &dyn SvdSolver) -> Result<Fit, WeightError> {
+    let job = Setting::new(weight, job, solver)?;
+    let mut best = None;
+    let mut steps = Vec::new();
+    let mut current = job.encode(&job.start()?)?;
+    if !job.feedback && job.job.moments.is_some() {
+        // The codes of the weight itself, and a part for their error.
+        let (codes, _) = job.codes(None)?;
+        let part = job.leading(&job.left(&codes))?;
+        let candidate = job.beside(codes, &part)?;
+        keep(&mut best, &mut steps, FitStep::Factors, candidate, &job);
+    }
+    for _ in 0..rounds {
+        let part = job.leading(&job.left(&current.0))?;
+        let refitted = job.beside(current.0.clone(), &part)?;
+        keep(&mut best, &mut steps, FitStep::Codes, current, &job);
+        let before = best.as_ref().map_or(f64::INFINITY, |(loss, _)| *loss);
+        keep(&mut best, &mut steps, FitStep::Factors, refitted, &job);
+        current = job.encode(&part)?;
+        if job.loss(&current.1) >= before {
+            break;
+        }
+    }
+    keep(&mut best, &mut steps, FitStep::Codes, current, &job);
+    let (_, (packed, outcome)) = best.expect("at least the start was kept");
+    Ok(Fit { packed, outcome, steps })
+}
+
+type Candidate = (PackedWeight, Outcome);
+
+fn keep(
+    best: &mut Option<(f64, Candidate)>,
+    steps: &mut Vec<(FitStep, f64)>,
+    step: FitStep,
+    candidate: Candidate,
+    job: &Setting<'_>,
+) {
+    let loss = job.loss(&candidate.1);
+    steps.push((step, loss));
+    if best.as_ref().is_none_or(|(found, _)| loss < *found) {
+        *best = Some((loss, candidate));
+    }
+}
+
+/// One weight in the basis of its rotation, with what its inputs say.
+struct Setting<'a> {
+    weight: &'a Matrix,
+    job: FitJob<'a>,
+    feedback: bool,
+    /// Columns of a block of the codec.
+    width: usize,
+    columns: Vec<u32>,
+    rotation: Option<Rotation>,
+    /// `A`.
+    target: Matrix,
+    /// `C`, if the moments are known; found when it is asked for.
+    root: OnceCell<Option<Matrix>>,
+    /// The moments as error feedback takes them, if it does; likewise.
+    inputs: OnceCell<Option<PreparedInputs>>,
+    solver: &'a dyn SvdSolver,
+}
+
+impl<'a> Setting<'a> {
+    fn new(weight: &'a Matrix, job: FitJob<'a>, solver: &'a dyn SvdSolver) -> Result<Self, WeightError> {
+        let shape = weight.shape();
+        job.low_rank.check(shape)?;
+        check_finite(weight)?;
+        check_moments(shape, job.moments.as_ref())?;
+        let EncodeOptions { rotation: seed, protect, .. } = job.options;
+        let feedback = job.feedback && job.moments.is_some();
+        // As they are chosen where the codes are made.
+        let columns = largest_columns(weight.as_ref(), job.moments.as_ref().filter(|_| feedback), protect);
+        let rotation = seed.map(|seed| Rotation::new(shape.d_input(), seed));
+        let target = in_basis(weight.clone(), &columns, rotation.as_ref());
+        let width = job.codec.build()?.block_width(shape);
+        let (root, inputs) = (OnceCell::new(), OnceCell::new());
+        Ok(Self { weight, job, feedback, width, columns, rotation, target, root, inputs, solver })
+    }
+
+    fn root(&self) -> Option<&Matrix> {
+        let find = || {
+            let moments = self.job.moments.as_ref()?.clone().without(&self.columns);
+            Some(dense::square_root(&match &self.rotation {
+                None => moments,
+                Some(rotation) => moments.rotated(rotation),
+            }))
+        };
+        self.root.get_or_init(find).as_ref()
+    }
+
+    fn inputs(&self) -> Option<&PreparedInputs> {
+        let prepare = || {
+            let moments = self.job.moments.clone().filter(|_| self.feedback)?;
+            let EncodeOptions { rotation, feedback, .. } = self.job.options;
+            Some(PreparedInputs::protecting(moments, rotation, self.width, feedback, self.columns.clone()))
+        };
+        self.inputs.get_or_init(prepare).as_ref()
+    }
+
+    /// The part with which to begin.
+    fn start(&self) -> Result<LowRank, WeightError> {
+        if self.feedback { self.plain(&self.target) } else { self.leading(&self.target) }
+    }
+
+    fn plain(&self, left: &Matrix) -> Result<LowRank, WeightError> {
+        Ok(self.solver.svd(left.as_ref(), self.job.low_rank.rank)?.into_low_rank())
+    }
+
+    /// The best part of `left`, weighted by the moments if they are known.
+    fn leading(&self, left: &Matrix) -> Result<LowRank, WeightError> {
+        let Some(root) = self.root() else { return self.plain(left) };
+        let up = self.solver.svd(dense::product(left, root).as_ref(), self.job.low_rank.rank)?.u;
+        let down = dense::transposed_product(&up, left);
+        Ok(LowRank { up, down })
+    }
+
+    /// The weight coded beside `part`.
+    fn encode(&self, part: &LowRank) -> Result<Candidate, WeightError> {
+        self.codes(Some(part))
+    }
+
+    fn codes(&self, part: Option<&LowRank>) -> Result<Candidate, WeightError> {
+        let part = part.map(|part| (part, self.job.low_rank.storage));
+        match self.inputs() {
+            Some(inputs) => inputs.compress_beside(self.weight.clone(), self.job.codec, part),
+            None => {
+                let (packed, outcome) =
+                    compress_beside(self.weight.clone(), self.job.codec, None, self.job.options, part)?;
+                let output = self.job.moments.as_ref().map(|moments| {
+                    let sums = moments.output_error(self.weight.as_ref(), packed.synthesize().as_ref());
+                    OutputError { sums, damping: 0.0, retries: 0 }
+                });
+                Ok((packed, Outcome { output, ..outcome }))
+            }
+        }
+    }
+
+    /// `A − P`: what the codes of `packed` leave.
+    fn left(&self, packed: &PackedWeight) -> Matrix {
+        let dense = packed.synthesize();
+        let mut error = self.weight.clone();
+        error.as_mut_slice().iter_mut().zip(dense.as_slice()).for_each(|(w, d)| *w -= d);
+        let mut left = in_basis(error, &self.columns, self.rotation.as_ref());
+        if let Some(part) = packed.low_rank_part() {
+            part.add_scaled(&mut left, 1.0);
+        }
+        left
+    }
+
+    /// The codes of `packed` beside `part`.
+    fn beside(&self, packed: PackedWeight, part: &LowRank) -> Result<Candidate, WeightError> {
+        let packed = packed
+            .with_low_rank(part, self.job.low_rank.storage)
+            .map_err(|error| WeightError::LowRank(Box::new(error)))?;
+        let dense = packed.synthesize();
+        let weight = ErrorSums::between(self.weight.as_slice(), dense.as_slice());
+        let output = self.job.moments.as_ref().map(|moments| {
+            let sums = moments.output_error(self.weight.as_ref(), dense.as_ref());
+            // Damping is that of the feedback, where there is one.
+            let (damping, retries) = self.inputs().map_or((0.0, 0), PreparedInputs::damping);
+            OutputError { sums, damping, retries }
+        });
+        Ok((packed, Outcome { weight, output }))
+    }
+
+    fn loss(&self, outcome: &Outcome) -> f64 {
+        outcome.output.map_or(outcome.weight, |output| output.sums).relative_mse()
+    }
+}
+
+/// `weight` in the basis of `rotation`, `columns` at zero.
+fn in_basis(mut weight: Matrix, columns: &[u32], rotation: Option<&Rotation>) -> Matrix {
+    let n = weight.shape().d_input();
+    for row in weight.as_mut_slice().chunks_exact_mut(n) {
+        columns.iter().for_each(|&column| row[column as usize] = 0.0);
+    }
+    if let Some(rotation) = rotation {
+        rotation.rotate(&mut weight);
+    }
+    weight
+}
+
+/// Names the first weight that is not finite by its place before it is rotated.
+pub(crate) fn check_finite(weight: &Matrix) -> Result<(), WeightError> {
+    let n = weight.shape().d_input();
+    match weight.as_slice().iter().position(|w| !w.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(WeightError::NotFinite { row: at / n, col: at % n, value: weight.as_slice()[at] }),
+    }
+}
+
+pub(crate) fn check_moments(shape: Shape, moments: Option<&Moments>) -> Result<(), WeightError> {
+    match moments.map(Moments::d_input).filter(|&found| found != shape.d_input()) {
+        None => Ok(()),
+        Some(found) => Err(WeightError::MomentsWidth { shape, found }),
+    }
+}
+
+/// Fits low-rank parts for [`pixel_core::compressor`].
+#[derive(Debug, Clone)]
+pub struct HybridFitter {
+    /// Who decomposes.
+    pub solver: Arc<dyn SvdSolver>,
+    /// Rounds of [`fit`].
+    pub rounds: usize,
+}
+
+impl LowRankFitter for HybridFitter {
+    fn compress(&self, weight: Matrix, job: FitJob<'_>) -> Result<(PackedWeight, Outcome), WeightError> {
+        let Fit { packed, outcome, .. } = fit(&weight, job, self.rounds, &*self.solver)?;
+        Ok((packed, outcome))
+    }
+
+    fn residual(&self, mut weight: Matrix, job: FitJob<'_>) -> Result<Matrix, WeightError> {
+        let part = {
+            let setting = Setting::new(&weight, job, &*self.solver)?;
+            let mut product = setting.start()?.product();
+            if let Some(rotation) = &setting.rotation {
+                let mut scratch = rotation.scratch();
+                let rows = product.as_mut_slice().chunks_exact_mut(weight.shape().d_input());
+                rows.for_each(|row| rotation.inverse(row, &mut scratch));
+            }
+            product
+        };
+        weight.as_mut_slice().iter_mut().zip(part.as_slice()).for_each(|(w, p)| *w -= p);
+        Ok(weight)
+    }
+
+    fn peak_bytes(&self, shape: Shape) -> u64 {
+        let (m, n) = (shape.d_output() as u64, shape.d_input() as u64);
+        // Target, what is left, its weighted form, a copy for the codes, two candidates' dense forms and codes; the solver's
+        // copy and both orthogonal factors. Then `C` and three forms of `H`.
+        4 * m * n * 10 + 4 * m.min(n) * (m + n) + n * n * (4 + 3 * 8)
+    }
+}
