@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::FixedFactors;
+use common::{FixedFactors, forged_with as forged};
 use pixel_core::archive::{Archive, Checkpoint};
 use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint};
 use pixel_core::recipe::Recipe;
@@ -87,25 +87,6 @@ fn every_bit_flip_is_an_error_or_leaves_valid_weights() {
     let header_end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     assert!(accepted.iter().all(|&byte| byte < header_end), "a flip of the data went unnoticed: {accepted:?}");
     assert!(accepted.len() < 64, "{} flips of the header went unnoticed: {accepted:?}", accepted.len());
-}
-
-/// The archive with its manifest changed, hashes made right again, and `extra` F16 tensors of one value added.
-fn forged(bytes: &[u8], extra: &[&str], change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
-    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..start]).unwrap();
-    let mut manifest = serde_json::from_str(header["__metadata__"]["pixel"].as_str().unwrap()).unwrap();
-    change(&mut manifest);
-    let text = manifest.to_string();
-    header["__metadata__"]["pixel_blake3"] = blake3::hash(text.as_bytes()).to_hex().to_string().into();
-    header["__metadata__"]["pixel"] = text.into();
-    let mut data = bytes[start..].to_vec();
-    for name in extra {
-        header[name] =
-            serde_json::json!({ "dtype": "F16", "shape": [1], "data_offsets": [data.len(), data.len() + 2] });
-        data.extend([0, 0]);
-    }
-    let header = header.to_string();
-    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
 }
 
 #[test]

@@ -3,22 +3,20 @@
 
 mod common;
 
-use common::FixedFactors;
+use common::{FixedFactors, config, forged, spec, streams};
 use half::f16;
 use pixel_core::archive::{Archive, Checkpoint};
-use pixel_core::codec::{FAMILIES, Stream};
+use pixel_core::codec::Stream;
 use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint, decompress_archive, sample_errors};
 use pixel_core::low_rank::FACTOR_GROUP;
 use pixel_core::metrics::ErrorSums;
-use pixel_core::packed::StreamBytes;
 use pixel_core::recipe::Recipe;
 use pixel_core::synthesis::{KernelForm, reference};
 use pixel_core::{
-    CodecSpec, EncodeOptions, FactorStorage, LowRank, LowRankSpec, Matrix, Moments, PackedWeight, Rotation, Shape,
-    compress, compress_beside,
+    EncodeOptions, FactorStorage, LowRank, LowRankSpec, Matrix, Moments, PackedWeight, Rotation, Shape, compress,
+    compress_beside,
 };
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -44,22 +42,6 @@ fn moments(n: usize, seed: u64) -> Moments {
     Moments::of_inputs(n, inputs.as_slice())
 }
 
-/// A codec at one of its rates, quick to search.
-fn spec(family: usize, rate: usize) -> CodecSpec {
-    let family = FAMILIES[family];
-    let spec = CodecSpec::new(family.name(), family.rates()[rate % family.rates().len()]);
-    if family.name() == "trellis" { spec.with_option("window", 9) } else { spec }
-}
-
-fn streams(packed: &PackedWeight) -> Vec<Stream> {
-    let own = |bytes: StreamBytes<'_>| match bytes {
-        StreamBytes::Words(words) => Stream::U32(words.to_vec()),
-        StreamBytes::Halves(halves) => Stream::F16(halves.to_vec()),
-        StreamBytes::Bytes(bytes) => Stream::I8(bytes.to_vec()),
-    };
-    packed.streams().map(|(_, bytes)| own(bytes)).collect()
-}
-
 /// `part` in the basis of the inputs.
 fn unrotated(part: &LowRank, rotation: Option<u64>) -> Matrix {
     let mut product = part.product();
@@ -69,11 +51,6 @@ fn unrotated(part: &LowRank, rotation: Option<u64>) -> Matrix {
         product.as_mut_slice().chunks_exact_mut(n).for_each(|row| rotation.inverse(row, &mut scratch));
     }
     product
-}
-
-fn config(cases: u32) -> ProptestConfig {
-    let seed = RngSeed::Fixed(1);
-    ProptestConfig { failure_persistence: None, rng_seed: seed, ..ProptestConfig::with_cases(cases) }
 }
 
 proptest! {
@@ -289,19 +266,6 @@ fn a_plan_without_a_fitter_says_what_is_missing() {
         error.contains("\"a\"") && error.contains("rank = 25 is outside 1..=24, as the weight is 24×140"),
         "{error}"
     );
-}
-
-/// The archive with its manifest changed and its hash made right again.
-fn forged(bytes: &[u8], change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
-    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..start]).unwrap();
-    let mut manifest = serde_json::from_str(header["__metadata__"]["pixel"].as_str().unwrap()).unwrap();
-    change(&mut manifest);
-    let text = manifest.to_string();
-    header["__metadata__"]["pixel_blake3"] = blake3::hash(text.as_bytes()).to_hex().to_string().into();
-    header["__metadata__"]["pixel"] = text.into();
-    let header = header.to_string();
-    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes[start..]].concat()
 }
 
 #[test]

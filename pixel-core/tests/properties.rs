@@ -1,9 +1,11 @@
 //! Properties that hold for every codec, rate and shape.
 
+mod common;
+
+use common::{spec, streams};
 use pixel_core::codec::{FAMILIES, Stream};
 use pixel_core::compressor::PIXELCompressor;
 use pixel_core::metrics::relative_error;
-use pixel_core::packed::StreamBytes;
 use pixel_core::synthesis::reference;
 use pixel_core::{CodecSpec, Matrix, MatrixRef, PIXELConfig, PackedWeight, Shape, compress_weight};
 use proptest::prelude::*;
@@ -12,22 +14,6 @@ use proptest::prelude::*;
 fn weights(len: usize, seed: u32) -> Vec<f32> {
     let hash = |i: u32| (i.wrapping_mul(0x9E37_79B9) ^ seed).wrapping_mul(0x85EB_CA6B) >> 8;
     (0..len as u32).map(|i| hash(i) as f32 / 8_388_608.0 - 1.0).collect()
-}
-
-/// A codec at one of its rates, quick to search.
-fn spec(family: usize, rate: usize) -> CodecSpec {
-    let family = FAMILIES[family];
-    let spec = CodecSpec::new(family.name(), family.rates()[rate % family.rates().len()]);
-    if family.name() == "trellis" { spec.with_option("window", 9) } else { spec }
-}
-
-fn streams(packed: &PackedWeight) -> Vec<Stream> {
-    let own = |bytes: StreamBytes<'_>| match bytes {
-        StreamBytes::Words(words) => Stream::U32(words.to_vec()),
-        StreamBytes::Halves(halves) => Stream::F16(halves.to_vec()),
-        StreamBytes::Bytes(bytes) => Stream::I8(bytes.to_vec()),
-    };
-    packed.streams().map(|(_, bytes)| own(bytes)).collect()
 }
 
 proptest! {

@@ -1,11 +1,13 @@
 //! Protected columns: they come back as F16 of the source, the best ones are picked, and files that lie are refused.
 
+mod common;
+
+use common::{config, forged, spec, streams};
 use half::f16;
 use pixel_core::archive::{Archive, Checkpoint};
 use pixel_core::codec::{FAMILIES, Stream};
 use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint, decompress_archive};
 use pixel_core::metrics::{ErrorSums, relative_error};
-use pixel_core::packed::StreamBytes;
 use pixel_core::protected::largest_columns;
 use pixel_core::recipe::Recipe;
 use pixel_core::synthesis::{KernelForm, reference};
@@ -14,7 +16,6 @@ use pixel_core::{
     compress_owned,
 };
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -36,27 +37,6 @@ fn moments(n: usize, seed: u64) -> Moments {
     let (noise, common, powers) = (gaussian(samples * n, seed), gaussian(samples, seed + 1), gaussian(n, seed + 2));
     let input = |(i, x): (usize, &f32)| (x + common[i / n]) * powers[i % n].exp();
     Moments::of_inputs(n, &noise.iter().enumerate().map(input).collect::<Vec<f32>>())
-}
-
-/// A codec at one of its rates, quick to search.
-fn spec(family: usize, rate: usize) -> CodecSpec {
-    let family = FAMILIES[family];
-    let spec = CodecSpec::new(family.name(), family.rates()[rate % family.rates().len()]);
-    if family.name() == "trellis" { spec.with_option("window", 9) } else { spec }
-}
-
-fn streams(packed: &PackedWeight) -> Vec<Stream> {
-    let own = |bytes: StreamBytes<'_>| match bytes {
-        StreamBytes::Words(words) => Stream::U32(words.to_vec()),
-        StreamBytes::Halves(halves) => Stream::F16(halves.to_vec()),
-        StreamBytes::Bytes(bytes) => Stream::I8(bytes.to_vec()),
-    };
-    packed.streams().map(|(_, bytes)| own(bytes)).collect()
-}
-
-fn config(cases: u32) -> ProptestConfig {
-    let seed = RngSeed::Fixed(1);
-    ProptestConfig { failure_persistence: None, rng_seed: seed, ..ProptestConfig::with_cases(cases) }
 }
 
 proptest! {
@@ -330,19 +310,6 @@ fn as_many_protected_columns_as_there_are_is_an_error() {
     let options = EncodeOptions { protect: 12, ..Default::default() };
     let error = compress(matrix(5, 12, 1), &"additive:2".parse().unwrap(), None, options).unwrap_err().to_string();
     assert!(error.contains("protect = 12 is outside 0..12"), "{error}");
-}
-
-/// The archive with its manifest changed and its hash made right again.
-fn forged(bytes: &[u8], change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
-    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..start]).unwrap();
-    let mut manifest = serde_json::from_str(header["__metadata__"]["pixel"].as_str().unwrap()).unwrap();
-    change(&mut manifest);
-    let text = manifest.to_string();
-    header["__metadata__"]["pixel_blake3"] = blake3::hash(text.as_bytes()).to_hex().to_string().into();
-    header["__metadata__"]["pixel"] = text.into();
-    let header = header.to_string();
-    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes[start..]].concat()
 }
 
 #[test]
