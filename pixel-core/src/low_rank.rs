@@ -22,7 +22,8 @@ use crate::packed::StreamBytes;
 use half::f16;
 use serde::{Deserialize, Serialize};
 
-/// Values of a factor in 8 bits that share one scale.
+/// Values of a factor in 8 bits that share one scale: an eighth of a bit for each, and 128 rotated numbers reach no more
+/// than some 2.7 of their deviations.
 pub const FACTOR_GROUP: usize = 128;
 
 /// The names of the streams: each factor as `rank` vectors, and their scales in 8 bits.

@@ -234,7 +234,7 @@ impl SVDHybridCompressor {
             RankChoice::Fixed(rank) => (rank.min(shape.d_output()).min(shape.d_input()), None),
             RankChoice::Budget(bits) => (rank_by_budget(shape, bits, self.storage), None),
             RankChoice::Energy(threshold) => {
-                let weight = crate::rank::without_columns(weight, &columns);
+                let weight = crate::dense::without_columns(weight.clone(), &columns);
                 (if energy(&weight) == 0.0 { 0 } else { rank_by_energy(&weight, threshold, &*self.solver)? }, None)
             }
             RankChoice::Auto => {

@@ -9,6 +9,15 @@ pub(crate) fn matrix(rows: usize, columns: usize, values: Vec<f32>) -> Matrix {
     Shape::new(rows, columns).and_then(|shape| Matrix::new(shape, values)).expect("the shape of its values")
 }
 
+/// `weight` with `columns` at zero.
+pub(crate) fn without_columns(mut weight: Matrix, columns: &[u32]) -> Matrix {
+    let n = weight.shape().d_input();
+    for row in weight.as_mut_slice().chunks_exact_mut(n) {
+        columns.iter().for_each(|&column| row[column as usize] = 0.0);
+    }
+    weight
+}
+
 /// The values row after row.
 pub(crate) fn row_major(values: MatRef<'_, f32>) -> Vec<f32> {
     values.row_iter().flat_map(|row| row.iter().copied()).collect()
@@ -38,7 +47,8 @@ pub(crate) fn orthonormal(a: &Matrix) -> Matrix {
     owned(view(a).qr().compute_thin_Q())
 }
 
-/// What is added to the diagonal of moments before they are factored, in units of its mean.
+/// What is added to the diagonal of moments before they are factored, in units of its mean: above the rounding of f32, in
+/// which the root is used, and a thousandth of what error feedback adds.
 const DAMPING: f64 = 1e-5;
 
 /// A square root `C` of the moments, `H ≈ C·Cᵀ`, by Cholesky, `[n, n]`; damped, more so where rounding has made `H`

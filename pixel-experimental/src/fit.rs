@@ -65,34 +65,33 @@ pub fn fit(weight: &Matrix, job: FitJob<'_>, rounds: usize, solver: &dyn SvdSolv
         let (codes, _) = job.codes(None)?;
         let part = job.leading(&job.left(&codes))?;
         let candidate = job.beside(codes, &part)?;
-        keep(&mut best, &mut steps, FitStep::Factors, candidate, &job);
+        keep(&mut best, &mut steps, FitStep::Factors, candidate);
     }
     for _ in 0..rounds {
         let part = job.leading(&job.left(&current.0))?;
         let refitted = job.beside(current.0.clone(), &part)?;
-        keep(&mut best, &mut steps, FitStep::Codes, current, &job);
+        keep(&mut best, &mut steps, FitStep::Codes, current);
         let before = best.as_ref().map_or(f64::INFINITY, |(loss, _)| *loss);
-        keep(&mut best, &mut steps, FitStep::Factors, refitted, &job);
+        keep(&mut best, &mut steps, FitStep::Factors, refitted);
         current = job.encode(&part)?;
-        if job.loss(&current.1) >= before {
+        if loss(&current.1) >= before {
             break;
         }
     }
-    keep(&mut best, &mut steps, FitStep::Codes, current, &job);
+    keep(&mut best, &mut steps, FitStep::Codes, current);
     let (_, (packed, outcome)) = best.expect("at least the start was kept");
     Ok(Fit { packed, outcome, steps })
 }
 
+/// The relative error of the outputs where moments are known, of the weight otherwise.
+pub(crate) fn loss(outcome: &Outcome) -> f64 {
+    outcome.output.map_or(outcome.weight, |output| output.sums).relative_mse()
+}
+
 type Candidate = (PackedWeight, Outcome);
 
-fn keep(
-    best: &mut Option<(f64, Candidate)>,
-    steps: &mut Vec<(FitStep, f64)>,
-    step: FitStep,
-    candidate: Candidate,
-    job: &Setting<'_>,
-) {
-    let loss = job.loss(&candidate.1);
+fn keep(best: &mut Option<(f64, Candidate)>, steps: &mut Vec<(FitStep, f64)>, step: FitStep, candidate: Candidate) {
+    let loss = loss(&candidate.1);
     steps.push((step, loss));
     if best.as_ref().is_none_or(|(found, _)| loss < *found) {
         *best = Some((loss, candidate));
@@ -219,18 +218,11 @@ impl<'a> Setting<'a> {
         });
         Ok((packed, Outcome { weight, output }))
     }
-
-    fn loss(&self, outcome: &Outcome) -> f64 {
-        outcome.output.map_or(outcome.weight, |output| output.sums).relative_mse()
-    }
 }
 
 /// `weight` in the basis of `rotation`, `columns` at zero.
-fn in_basis(mut weight: Matrix, columns: &[u32], rotation: Option<&Rotation>) -> Matrix {
-    let n = weight.shape().d_input();
-    for row in weight.as_mut_slice().chunks_exact_mut(n) {
-        columns.iter().for_each(|&column| row[column as usize] = 0.0);
-    }
+fn in_basis(weight: Matrix, columns: &[u32], rotation: Option<&Rotation>) -> Matrix {
+    let mut weight = dense::without_columns(weight, columns);
     if let Some(rotation) = rotation {
         rotation.rotate(&mut weight);
     }

@@ -13,7 +13,7 @@
 //! unevenly. So [`auto_rank`] tries what they promise, and decides by what it measures.
 
 use crate::dense;
-use crate::fit::{Fit, check_finite, check_moments, fit};
+use crate::fit::{Fit, check_finite, check_moments, fit, loss};
 use crate::svd::SvdSolver;
 use pixel_core::compressor::FitJob;
 use pixel_core::protected::largest_columns;
@@ -74,7 +74,7 @@ pub fn auto_rank(
     let feedback = job.feedback && job.moments.is_some();
     let moments = job.moments.as_ref().filter(|_| feedback);
     let columns = largest_columns(weight.as_ref(), moments, job.options.protect);
-    let mut left = Left::new(&without_columns(weight, &columns), largest, solver)?;
+    let mut left = Left::new(&dense::without_columns(weight.clone(), &columns), largest, solver)?;
     if let (Some(moments), false) = (&job.moments, feedback) {
         left.inputs = dense::eigenvalue_shares(&moments.clone().without(&columns), left.weight.len())?;
     }
@@ -101,8 +101,6 @@ pub fn auto_rank(
 fn tried(weight: &Matrix, job: FitJob<'_>, rounds: usize, solver: &dyn SvdSolver) -> Result<f64, WeightError> {
     let plain = crate::compressor::plain(weight, &job)?;
     let Fit { outcome, .. } = fit(weight, job, rounds, solver)?;
-    let loss =
-        |outcome: &pixel_core::Outcome| outcome.output.map_or(outcome.weight, |output| output.sums).relative_mse();
     let (with, without) = (loss(&outcome), loss(&plain.1));
     Ok(if without == 0.0 { 1.0 } else { with / without })
 }
@@ -150,15 +148,6 @@ pub fn rank_by_budget(shape: Shape, bits: f64, storage: FactorStorage) -> usize 
 
 pub(crate) fn energy(weight: &Matrix) -> f64 {
     weight.as_slice().iter().map(|&w| f64::from(w) * f64::from(w)).sum()
-}
-
-pub(crate) fn without_columns(weight: &Matrix, columns: &[u32]) -> Matrix {
-    let mut weight = weight.clone();
-    let n = weight.shape().d_input();
-    for row in weight.as_mut_slice().chunks_exact_mut(n) {
-        columns.iter().for_each(|&column| row[column as usize] = 0.0);
-    }
-    weight
 }
 
 #[cfg(test)]
