@@ -1,4 +1,4 @@
-//! An attention whose projections are patterns, beside the dense one it came from.
+//! An attention whose projections are patterns, compared with the dense one it came from.
 //!
 //! ```sh
 //! cargo run --release --example pixel_attention
@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A grouped-query attention with rotary positions, shaped as in a small Llama, is compressed at 4, 3 and 2 bits. The
-//! outputs are compared on the same tokens, then a text is decoded token by token with the cache of keys and values, which
-//! must give what the full pass gives.
+//! outputs are compared on the same tokens, then a text is decoded token by token with the cache of keys and values,
+//! which must give what the full pass gives.
 
 #[path = "common/backend.rs"]
 mod backend;

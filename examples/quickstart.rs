@@ -8,25 +8,25 @@
 //! model ──▶ calibrate ──▶ compress ──▶ load ──▶ perplexity, text
 //! ```
 //!
-//! Model and texts are embedded (`examples/quickstart/`, which `train_quickstart` regenerates). Everything is written to
-//! a temporary directory, which is removed at the end.
+//! Model and texts are embedded (`examples/quickstart/`, which `train_quickstart` regenerates). Everything is written
+//! to a temporary directory, which is removed at the end.
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use comfy_table::{CellAlignment, Table, presets};
 use pixel_core::CodecSpec;
 use pixel_core::archive::Checkpoint;
-use pixel_core::calibration::{Calibration, Weighting};
-use pixel_core::compressor::{CompressionReport, Plan, RunOptions, compress_checkpoint};
-use pixel_core::metrics::bits_per_weight;
-use pixel_core::recipe::{Recipe, Treatment};
+use pixel_core::archive::calibration::{Calibration, Weighting};
+use pixel_core::compressor::{CompressionReport, RunOptions, compress_checkpoint};
+use pixel_core::math::metrics::bits_per_weight;
+use pixel_core::plan::{Plan, Recipe, Treatment};
+use pixel_models::calibrate::{CalibrationTokens, calibrate_causal};
+use pixel_models::evaluate::{PerplexityConfig, perplexity};
+use pixel_models::generate::generate;
+use pixel_models::sampling::SamplingConfig;
+use pixel_models::tokenizer::TextTokenizer;
+use pixel_models::{CausalModel, LoadOptions};
 use pixel_nn::calibration::CalibrationOptions;
-use pixel_nn::models::calibrate::{CalibrationTokens, calibrate_causal};
-use pixel_nn::models::evaluate::{PerplexityConfig, perplexity};
-use pixel_nn::models::generate::generate;
-use pixel_nn::models::sampling::SamplingConfig;
-use pixel_nn::models::tokenizer::TextTokenizer;
-use pixel_nn::models::{self, CausalModel, LoadOptions};
 use pixel_nn::{SynthesisMode, WeightCache};
 use std::fs;
 use std::ops::ControlFlow;
@@ -107,11 +107,11 @@ fn write_model(dir: &Path) -> Result<()> {
 fn load(path: &Path) -> Result<CausalModel> {
     let synthesis = SynthesisMode::Cached(WeightCache::new(64 << 20));
     let options = LoadOptions::default().with_synthesis(synthesis);
-    Ok(models::load(path, &options, &Device::flex())?.into_causal()?)
+    Ok(pixel_models::load(path, &options, &Device::flex())?.into_causal()?)
 }
 
 fn tokenizer(model: &CausalModel) -> Result<&TextTokenizer> {
-    model.tokenizer.as_ref().context("there is no tokenizer.json beside the model")
+    model.tokenizer.as_ref().context("there is no tokenizer.json next to the model")
 }
 
 /// Collects what the layers read, each token by how much the model's output hangs on it.
@@ -182,7 +182,7 @@ fn line(spec: &CodecSpec, report: &CompressionReport, model: &CausalModel) -> Re
     })
 }
 
-/// Prints the table, each line beside the first.
+/// Prints the table, each line compared with the first.
 fn print_lines(lines: &[Line]) {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);

@@ -5,8 +5,8 @@
 //! cargo run --release --example replace_layers --features wgpu -- --backend wgpu --verbose
 //! ```
 //!
-//! A classifier of handwritten digits is trained, its `Linear` layers are replaced at 4, 3 and 2 bits a weight, and each
-//! model is measured on the images that training did not see.
+//! A classifier of handwritten digits is trained, its `Linear` layers are replaced at 4, 3 and 2 bits a weight, and
+//! each model is measured on the images that training did not see.
 
 #[path = "common/backend.rs"]
 mod backend;
@@ -24,7 +24,7 @@ use digits::compress::compress;
 use digits::data::Digits;
 use digits::train::{Output, Score, evaluate, train};
 use options::Options;
-use pixel_nn::CompressionReport;
+use pixel_nn::ReplacementReport;
 
 /// Bits a weight to compress to.
 const RATES: [f64; 3] = [4.0, 3.0, 2.0];
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
 }
 
 /// A row for the dense model and one for each rate.
-fn summary(dense: Score, results: &[(f64, CompressionReport, Score)]) -> Result<Table> {
+fn summary(dense: Score, results: &[(f64, ReplacementReport, Score)]) -> Result<Table> {
     let mut table =
         table(["model", "bits/weight", "layers, bytes", "× smaller", "relative error", "test accuracy", "test loss"]);
     let (_, report, _) = results.first().context("no rates")?;

@@ -1,12 +1,12 @@
-//! Low-rank parts beside patterns: where they pay, and where they do not.
+//! Low-rank parts in addition to patterns: where they pay, and where they do not.
 //!
 //! ```sh
-//! cargo run --release --example svd_hybrid                                # made-up matrices and the quickstart's model
+//! cargo run --release --example svd_hybrid                                # made-up matrices, the quickstart's model
 //! cargo run --release --example svd_hybrid -- models/all-MiniLM-L6-v2     # the first layers of any checkpoint
 //! ```
 //!
-//! Each weight is compressed at 2 bits by patterns alone, with a part of rank 8 whatever it brings, and with the rank that
-//! `auto` finds. A part pays if it beats what its bits would bring as patterns: four times less error for each.
+//! Each weight is compressed at 2 bits by patterns alone, with a part of rank 8 whatever it brings, and with the rank
+//! that `auto` finds. A part pays if it beats what its bits would bring as patterns: four times less error for each.
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
@@ -74,7 +74,7 @@ fn made_up() -> Result<Vec<(String, Matrix)>> {
     let noise = gaussian(512, 512)?;
     let (up, down) = (gaussian(512, 6)?, gaussian(6, 512)?);
     let mut strong = noise.clone();
-    // Energy 6·½ beside 1: three quarters.
+    // Energy 6·½ next to 1: three quarters.
     LowRank { up, down }.add_scaled(&mut strong, 0.5f32.sqrt());
     Ok(vec![("rank 6 and noise".to_owned(), strong), ("noise".to_owned(), noise)])
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tiny seeded checkpoints in Hugging Face layout, with the outputs that a correct reader of them computes.
 
-    golden_models.py          writes pixel-nn/tests/models/{llama,llama3_rope,mistral_window,qwen2,qwen3,bert}/
+    golden_models.py          writes pixel-models/tests/models/{llama,llama3_rope,mistral_window,qwen2,qwen3,bert}/
     golden_models.py --check  computes the outputs of the files there again and exits 1 if one differs
 
 Each folder has config.json and model.safetensors, with the fields and tensor names of transformers, and
@@ -41,7 +41,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-FOLDER = Path(__file__).resolve().parent.parent / "pixel-nn/tests/models"
+FOLDER = Path(__file__).resolve().parent.parent / "pixel-models/tests/models"
 
 BATCH, LENGTH = 2, 11
 PADDED = 4  # masked places at the end of the encoder's second row

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_backend_is_told_the_known_ones() {
+    fn an_unknown_backend_is_refused_with_the_known_ones() {
         let error = device("tpu").unwrap_err().to_string();
         assert!(NAMES.iter().all(|name| error.contains(name)), "{error}");
     }

@@ -9,7 +9,7 @@ use crate::backend::NAMES;
 pub(crate) struct Options {
     /// Where tensors live and are computed, `flex` if nothing is said.
     pub backend: String,
-    /// Whether training tells its loss.
+    /// Whether training prints its loss.
     pub verbose: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Trains the model of the quickstart and writes it beside this file.
+//! Trains the model of the quickstart and writes it next to this file.
 //!
 //! ```sh
 //! cargo run --release --example train_quickstart --features train

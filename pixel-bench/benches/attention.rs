@@ -1,5 +1,5 @@
-//! Attention with dense projections and with ones at 2 bits, coded the quickest way: a prompt of 128 tokens, and a token
-//! after it.
+//! Attention with dense projections and with ones at 2 bits, coded the quickest way: a prompt of 128 tokens, and a
+//! token after it.
 
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};

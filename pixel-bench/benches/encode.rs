@@ -3,7 +3,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pixel_bench::gaussian;
 use pixel_core::codec::trellis::with_simd;
-use pixel_core::simd::SimdLevel;
+use pixel_core::math::simd::SimdLevel;
 use pixel_core::{CodecSpec, compress_weight};
 
 fn encode(c: &mut Criterion) {
@@ -22,8 +22,8 @@ fn encode(c: &mut Criterion) {
     group.finish();
 }
 
-/// The trellis's search alone, one column block of 256 rows, by instruction set. A machine that lacks one shows the next
-/// narrower.
+/// The trellis's search alone, one column block of 256 rows, by instruction set. A machine that lacks one shows the
+/// next narrower.
 fn search(c: &mut Criterion) {
     let weight = gaussian(256, 8, 1);
     let mut group = c.benchmark_group("trellis search");

@@ -1,5 +1,6 @@
-//! Products, every contender at every shape and batch, on one thread. `cargo bench -p pixel-bench --bench linear -- FILTER`
-//! picks some; the ratios of `docs/performance.md` come from the program `report`, which takes turns.
+//! Products, every contender at every shape and batch, on one thread.
+//! `cargo bench -p pixel-bench --bench linear -- FILTER` picks some; the ratios of `docs/performance.md` come from the
+//! program `report`, which takes turns.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pixel_bench::contenders::{Size, all};

@@ -1,12 +1,13 @@
-//! Tokens per second of SmolLM2-135M, dense and compressed, if `scripts/fetch-models.sh` has fetched it: one token after a
-//! prompt of 16. The compressed models have the rates of the codes and no more: they are coded without calibration.
+//! Tokens per second of SmolLM2-135M, dense and compressed, if `scripts/fetch-models.sh` has fetched it: one token
+//! after a prompt of 16. The compressed models have the rates of the codes and no more: they are coded without
+//! calibration.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pixel_core::archive::Checkpoint;
-use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint};
-use pixel_core::recipe::Recipe;
-use pixel_nn::models::{CausalModel, LoadOptions, load};
+use pixel_core::compressor::{RunOptions, compress_checkpoint};
+use pixel_core::plan::{Plan, Recipe};
+use pixel_models::{CausalModel, LoadOptions, load};
 use std::path::Path;
 
 fn model(c: &mut Criterion) {

@@ -1,7 +1,7 @@
 //! The solvers of singular value decompositions, at rank 64; the exact ones find all values whatever the rank.
 //!
-//! `cargo bench -p pixel-cli -p pixel-bench -p pixel-examples --bench svd`; LAPACK's with `--features pixel-bench/lapack`
-//! and `OPENBLAS_NUM_THREADS=1`, for faer runs on one thread.
+//! `cargo bench -p pixel-cli -p pixel-bench -p pixel-examples --bench svd`; LAPACK's with
+//! `--features pixel-bench/lapack` and `OPENBLAS_NUM_THREADS=1`, for faer runs on one thread.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use pixel_bench::{gaussian, solvers};

@@ -4,9 +4,10 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::quantization::{QuantScheme, QuantValue};
 use burn::tensor::{Device, Distribution, Tensor};
-use pixel_core::simd::{Simd, SimdLevel};
+use pixel_core::math::Exponent;
+use pixel_core::math::simd::{Simd, SimdLevel};
 use pixel_core::synthesis::{Arithmetic, KernelForm};
-use pixel_core::{CodecSpec, PackedHeader, Shape};
+use pixel_core::{CodecSpec, CodingSpec, Shape};
 use pixel_nn::{PIXELLinear, PIXELLinearConfig};
 
 /// A product that can be timed.
@@ -25,7 +26,7 @@ pub struct Contender {
 pub enum Kind {
     /// F32 weights.
     Dense,
-    /// Quantized weights of somebody else's.
+    /// Quantized weights of another library.
     Other,
     /// A kernel of `pixel-core` on slices.
     Kernel,
@@ -223,7 +224,7 @@ fn layer(size: Size, codec: &str, backend: &str, device: &Device) -> Contender {
 pub fn form(size: Size, codec: &str) -> KernelForm {
     let codec: CodecSpec = codec.parse().expect("a codec");
     let shape = Shape::new(size.d_output, size.d_input).expect("a shape that is not empty");
-    let header = PackedHeader { shape, codec, rotation: None, exponent: 0, protected: 0, low_rank: None };
+    let header = CodingSpec::new(codec).header(shape, Exponent::ZERO);
     let mut state = 1u32;
     let words = || {
         // A linear congruence, its better half in both halves.

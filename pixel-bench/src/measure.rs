@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 /// How long a contender runs in one round, at least.
 const TURN: Duration = Duration::from_millis(4);
 
-/// The seconds that one call of each contender takes, round by round: `[contenders][rounds]`. In each round every contender
-/// has its turn, after one call that does not count.
+/// The seconds that one call of each contender takes, round by round: `[contenders][rounds]`. In each round every
+/// contender has its turn, after one call that does not count.
 pub fn in_turns(contenders: &mut [&mut dyn FnMut()], rounds: usize) -> Vec<Vec<f64>> {
     let mut times = vec![Vec::with_capacity(rounds); contenders.len()];
     for _ in 0..rounds {

@@ -62,7 +62,7 @@ fn main() -> ExitCode {
         }
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", output::message(&error));
         ExitCode::from(2)
     })
 }

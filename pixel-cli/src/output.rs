@@ -1,9 +1,10 @@
-//! Tables and numbers as the commands print them.
+//! Tables, numbers and errors as the commands print them.
 
-use anyhow::{Context, Result, bail};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::HumanBytes;
-use std::path::Path;
+use pixel_core::archive::ArchiveError;
+#[cfg(feature = "models")]
+use pixel_nn::calibration::CalibrationError;
 
 /// A table with `columns`; those after the first `text_columns` are aligned to the right.
 pub(crate) fn table(columns: &[&str], text_columns: usize) -> Table {
@@ -38,16 +39,70 @@ pub(crate) fn error(relative_mse: f64) -> String {
     }
 }
 
-/// Writes a small text under its final name only when it is complete.
-pub(crate) fn write_new(path: &Path, text: &str, overwrite: bool) -> Result<()> {
-    if path.symlink_metadata().is_ok() && !overwrite {
-        bail!("{} exists; --overwrite replaces it", path.display());
+/// An error with its causes, one after the other; a cause that the text before ends with already is not repeated.
+pub(crate) fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(|cause| cause.to_string()) {
+        let cause = cause.trim_end();
+        if text.ends_with(cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text += ": ";
+        }
+        text += cause;
     }
-    let partial = path.with_extension(format!("{}.partial", std::process::id()));
-    let written = std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path));
-    if written.is_err() {
-        // Nothing can be done about a failure here; the name says that the file is partial.
-        let _ = std::fs::remove_file(&partial);
+    if error.chain().any(is_output_in_the_way) {
+        // Every command that writes has the option.
+        text += "; --overwrite replaces it";
     }
-    written.with_context(|| format!("cannot write {}", path.display()))
+    text
+}
+
+/// Whether an error is that of an output which is there already.
+fn is_output_in_the_way(error: &(dyn std::error::Error + 'static)) -> bool {
+    let archive = error.downcast_ref();
+    #[cfg(feature = "models")]
+    let archive = archive.or_else(|| match error.downcast_ref() {
+        Some(CalibrationError::Archive(error)) => Some(&**error),
+        _ => None,
+    });
+    matches!(archive, Some(ArchiveError::OutputExists { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn a_message_names_every_cause_once() {
+        #[derive(Debug)]
+        struct Outer(std::io::Error);
+        impl std::fmt::Display for Outer {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "outer: {}", self.0)
+            }
+        }
+        impl std::error::Error for Outer {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let error = anyhow::Error::new(Outer(std::io::Error::other("inner\n"))).context("here");
+        assert_eq!(message(&error), "here: outer: inner");
+    }
+
+    #[test]
+    fn an_output_in_the_way_brings_the_option_that_replaces_it() {
+        let error = || ArchiveError::OutputExists { path: "out".into() };
+        let expected = "out exists already, and replacing it was not asked for; --overwrite replaces it";
+        assert_eq!(message(&error().into()), expected);
+        let wrapped = anyhow::Result::<()>::Err(error().into()).context("saving").unwrap_err();
+        assert_eq!(message(&wrapped), format!("saving: {expected}"));
+        #[cfg(feature = "models")]
+        assert_eq!(message(&CalibrationError::from(error()).into()), expected);
+        let other = ArchiveError::NoWeights { path: "out".into() };
+        assert!(!message(&other.into()).contains("--overwrite"));
+    }
 }

@@ -29,7 +29,7 @@ impl Bar {
         let on_signal = move || {
             if flag.swap(true, Ordering::Relaxed) {
                 // The second signal: the user does not want to wait for the tensors under way.
-                eprintln!("stopped at once; a hidden file that ends in .partial may be left beside the output");
+                eprintln!("stopped at once; a hidden file that ends in .partial may be left next to the output");
                 std::process::exit(130);
             }
             eprintln!("stopping after the tensors under way; nothing will be left");

@@ -3,8 +3,9 @@
 
 mod common;
 
+use approx::abs_diff_eq;
 use common::{VOCABULARY, add, json_of, number, pixel, stdout};
-use pixel_core::calibration::{Calibration, Weighting};
+use pixel_core::archive::calibration::{Calibration, Weighting};
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
 use serde_json::{Value, json};
@@ -39,7 +40,7 @@ fn calibrate(dir: &TempDir, model: &str, text: &str, output: &str, more: &[&str]
 }
 
 fn open(dir: &TempDir, name: &str) -> Calibration {
-    Calibration::open(&dir.path().join(name)).unwrap()
+    Calibration::open(dir.path().join(name)).unwrap()
 }
 
 fn compress(dir: &TempDir, output: &str, more: &[&str]) -> Value {
@@ -115,7 +116,7 @@ fn merged_halves_are_the_whole() {
                 for j in 0..=i {
                     let bound = 1e-5 * (expected.at(i, i) * expected.at(j, j)).sqrt();
                     let (found, expected) = (found.at(i, j), expected.at(i, j));
-                    assert!((found - expected).abs() <= bound, "{weight}: {found}, expected {expected}");
+                    assert!(abs_diff_eq!(found, expected, epsilon = bound), "{weight}: {found}, expected {expected}");
                 }
             }
         }
@@ -161,12 +162,27 @@ fn what_calibrate_refuses_is_named() {
     refuse(&["--merge", "uniform.safetensors", "gradient.safetensors"]).stderr(contains("tokens weigh Gradient"));
     refuse(&["--merge", "uniform.safetensors", "bert.safetensors"]).stderr(contains("is not the same as in"));
     fs::write(dir.path().join("stats.safetensors"), "mine").unwrap();
-    llama(&[]).stderr(contains("stats.safetensors"));
+    llama(&[]).stderr(contains("stats.safetensors exists already").and(contains("; --overwrite replaces it")));
     assert_eq!(fs::read(dir.path().join("stats.safetensors")).unwrap(), b"mine");
     calibrate(&dir, "llama", "text.txt", "stats.safetensors", &["--overwrite"]);
     open(&dir, "stats.safetensors");
     fs::remove_file(dir.path().join("llama/tokenizer.json")).unwrap();
     llama(&["--overwrite"]).stderr(contains("llama: there is no tokenizer.json"));
+}
+
+#[test]
+fn a_directory_in_place_of_the_calibration_is_left_alone() {
+    let dir = workspace("llama");
+    let kept = dir.path().join("stats/precious.txt");
+    fs::create_dir(dir.path().join("stats")).unwrap();
+    fs::write(&kept, "mine").unwrap();
+    calibrate(&dir, "llama", "text.txt", "a.safetensors", &["--weighting", "uniform"]);
+    for args in [&["llama", "--text", "text.txt", "--context", "8"][..], &["--merge", "a.safetensors"]] {
+        let refused = pixel(dir.path(), &[&["calibrate", "-o", "stats", "--overwrite"], args].concat()).code(2);
+        refused.stdout("").stderr("error: stats is a directory, the output would be a file\n");
+        assert_eq!(fs::read_to_string(&kept).unwrap(), "mine");
+        assert_eq!(fs::read_dir(dir.path().join("stats")).unwrap().count(), 1);
+    }
 }
 
 /// The group of the layers in a report.
@@ -243,6 +259,28 @@ fn chosen_rates_stay_under_the_target_and_the_saved_recipe_repeats_them() {
 }
 
 #[test]
+fn rates_that_the_options_forbid_are_left_out() {
+    let dir = workspace("llama");
+    calibrate(&dir, "llama", "text.txt", "stats.safetensors", &["--weighting", "uniform"]);
+    let rates = |output: &str, tile: &str, target: &str| -> Vec<f64> {
+        let args = ["--recipe", "recipe.toml", "--codec", "matching", "--option", tile, "--target-bits", target];
+        let report = compress(&dir, output, &args);
+        let codecs =
+            report["report"]["tensors"].as_array().unwrap().iter().filter_map(|tensor| tensor["codec"].as_str());
+        let rates = codecs.filter_map(|codec| codec.strip_prefix("matching:"));
+        rates.map(|rate| rate.split(':').next().unwrap().parse().unwrap()).collect()
+    };
+    let lowest = |rates: &[f64]| rates.iter().copied().fold(f64::INFINITY, f64::min);
+    // A whole matrix as one tile takes every rate; 4 bits are too few for the gain and a term of a tile of 9 weights.
+    let whole = rates("whole", "tile=0", "2");
+    assert_eq!(whole.len(), 14);
+    let large = rates("large", "tile=8", "1.2");
+    assert!(large.len() == 14 && lowest(&large) == 0.5, "{large:?}");
+    let small = rates("small", "tile=3", "2");
+    assert!(small.len() == 14 && lowest(&small) == 1.0, "{small:?}");
+}
+
+#[test]
 fn what_compress_refuses_of_a_calibration_is_named() {
     let dir = workspace("llama");
     add(&dir, "bert");
@@ -258,7 +296,7 @@ fn what_compress_refuses_of_a_calibration_is_named() {
     calibrated(&["--target-bits", "3", "--bits", "3"]).stderr(contains("cannot be used with"));
     calibrated(&["--save-recipe", "saved.toml"]).stderr(contains("--target-bits"));
     calibrated(&["--target-bits", "0.5"]).stderr(contains("0.5"));
-    calibrated(&["--target-bits", "NaN"]).stderr(contains("target_bits = NaN is outside positive numbers"));
+    calibrated(&["--target-bits", "NaN"]).stderr(contains("target_bits = NaN is outside the numbers above 0"));
     calibrated(&["--damping", "2"]).stderr(contains("damping"));
     assert!(!dir.path().join("out").exists() && !dir.path().join("saved.toml").exists());
 }

@@ -131,7 +131,7 @@ fn protected_columns_are_counted_listed_and_restored() {
     pixel(&["decompress", "small", "dense"], dir.path()).success();
     pixel(&["diff", "small", "dense"], dir.path()).success().stdout(contains("5 tensors are equal"));
     let refused = compress(dir.path(), "model", "more", &["--protect", "96"]).code(2);
-    refused.stderr(contains("layers.0.q_proj.weight").and(contains("protect = 96 is outside 0..96")));
+    refused.stderr(contains("layers.0.q_proj.weight").and(contains("protect = 96 is outside 0 to 95")));
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn low_rank_parts_are_counted_listed_and_restored() {
     assert_eq!(small["tensors"][layer]["low_rank"], serde_json::json!({ "rank": 3, "storage": "int8" }));
     assert!(small["tensors"]["embed_tokens.weight"]["low_rank"].is_null());
     let listed = pixel(&["inspect", "small"], dir.path()).success();
-    listed.stdout(contains("rotated, rank 3 in int8").and(contains("2 tensors: 984 (984 B) of factors beside")));
+    listed.stdout(contains("rotated, rank 3 in int8").and(contains("2 tensors: 984 (984 B) of factors,")));
     pixel(&["verify", "small", "--against", "model"], dir.path()).success();
     pixel(&["decompress", "small", "dense"], dir.path()).success();
     pixel(&["diff", "small", "dense"], dir.path()).success().stdout(contains("5 tensors are equal"));
@@ -163,7 +163,7 @@ fn low_rank_parts_are_counted_listed_and_restored() {
     let read = |name| std::fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
     assert_eq!(read("1"), read("2"));
     let refused = compress(dir.path(), "model", "more", &["--hybrid", "65"]).code(2);
-    refused.stderr(contains("layers.0.q_proj.weight").and(contains("rank = 65 is outside 1..=64")));
+    refused.stderr(contains("layers.0.q_proj.weight").and(contains("rank = 65 is outside 1 to 64")));
     compress(dir.path(), "model", "more", &["--hybrid", "some"]).code(2).stderr(contains("neither auto nor never"));
 }
 
@@ -172,7 +172,7 @@ fn low_rank_parts_are_put_where_they_pay() {
     let dir = tempfile::tempdir().unwrap();
     let root = checkpoint(dir.path());
     let mut tensors = tensors();
-    // Noise, and noise beside a direction with most of the energy. (`floats` are no noise: their spectrum has spikes.)
+    // Noise, and noise plus a direction with most of the energy. (`floats` are no noise: their spectrum has spikes.)
     let noise = |len: usize, seed: u64| -> Vec<f32> {
         let mix = |mut z: u64| {
             z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -210,8 +210,8 @@ fn low_rank_parts_are_put_where_they_pay() {
     pixel(&["compress", "model", "never", "--recipe", "found.toml", "--hybrid", "never"], dir.path()).success();
     let listed = json(pixel(&["inspect", "never", "--json"], dir.path()).success());
     assert!(listed["tensors"].as_object().unwrap().values().all(|line| line["low_rank"].is_null()));
-    let told = compress(dir.path(), "model", "told", &["--hybrid", "auto"]).success();
-    told.stdout(contains("low-rank parts pay in 1 of 4 weights").and(contains("kept")));
+    let printed = compress(dir.path(), "model", "printed", &["--hybrid", "auto"]).success();
+    printed.stdout(contains("low-rank parts pay in 1 of 4 weights").and(contains("kept")));
     let refused = compress(dir.path(), "model", "x", &["--save-recipe", "y.toml"]).code(2);
     refused.stderr(contains("--save-recipe writes what --target-bits or --hybrid auto found"));
 }
@@ -228,7 +228,7 @@ fn presets_choose_rates_by_the_kind_of_layer() {
 }
 
 #[test]
-fn a_dry_run_writes_nothing_and_tells_the_exact_size() {
+fn a_dry_run_writes_nothing_and_prints_the_exact_size() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path());
     let planned =
@@ -333,11 +333,8 @@ fn files_that_are_no_safetensors_are_refused_with_the_reason() {
     refused("not a valid safetensors file");
     raw(&file, r#"{"w":{"dtype":"F9","shape":[2],"data_offsets":[0,8]}}"#, 8);
     refused("tensor \"w\" has unknown dtype \"F9\"");
-    raw(
-        &file,
-        r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
-        12,
-    );
+    let entry = |from: usize, to: usize| format!(r#"{{"dtype":"F32","shape":[2],"data_offsets":[{from},{to}]}}"#);
+    raw(&file, &format!(r#"{{"a":{},"b":{}}}"#, entry(0, 8), entry(4, 12)), 12);
     refused("tensor \"b\" at bytes 4..12 overlaps");
     raw(&file, r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 4);
     refused("the file does not");
@@ -355,7 +352,9 @@ fn outputs_that_would_do_harm_are_refused() {
     compress(dir.path(), "nowhere", "out", &[]).code(2).stderr(contains("cannot open nowhere"));
     std::fs::create_dir(dir.path().join("empty")).unwrap();
     compress(dir.path(), "empty", "out", &[]).code(2).stderr(contains("holds neither"));
-    compress(dir.path(), "model", "empty", &[]).code(2).stderr(contains("exists already"));
+    compress(dir.path(), "model", "empty", &[])
+        .code(2)
+        .stderr("error: empty exists already, and replacing it was not asked for; --overwrite replaces it\n");
     compress(dir.path(), "model", "empty", &["--overwrite"]).success();
     compress(dir.path(), "empty", "again", &[]).code(2).stderr(contains("already a PIXEL archive"));
     pixel(&["inspect", "model"], dir.path()).success();
@@ -405,6 +404,63 @@ fn recipes_choose_by_name() {
 }
 
 #[test]
+fn rules_of_a_preset_hold_for_what_is_included_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    let packed = |output: &str, args: &[&str]| -> BTreeMap<String, String> {
+        compress(dir.path(), "model", output, args).success();
+        let listing = json(pixel(&["inspect", output, "--json"], dir.path()).success());
+        let tensors = listing["tensors"].as_object().unwrap().iter();
+        tensors.filter_map(|(name, line)| Some((name.clone(), line["codec"].as_str()?.to_owned()))).collect()
+    };
+    let balanced = |name: &str| (name.to_owned(), "trellis:2.5:window=10".to_owned());
+    let include = ["--preset", "balanced", "--include", r"layers\.0\."];
+    assert_eq!(packed("a", &include), BTreeMap::from([balanced("layers.0.q_proj.weight")]));
+    let exclude = ["--preset", "balanced", "--include", "layers", "--exclude", r"layers\.0\."];
+    assert_eq!(packed("b", &exclude), BTreeMap::from([balanced("layers.1.q_proj.weight")]));
+    // The recipe's own list gives way to that of the command line; what either excludes stays as it is.
+    let recipe = "include = ['embed']\nexclude = ['layers\\.1']\n[[rule]]\nmatch = 'q_proj'\nbits = 4\n";
+    std::fs::write(dir.path().join("recipe.toml"), recipe).unwrap();
+    let of_recipe = packed("c", &["--recipe", "recipe.toml"]);
+    assert_eq!(of_recipe, BTreeMap::from([("embed_tokens.weight".to_owned(), "uniform:8".to_owned())]));
+    let both = packed("d", &["--recipe", "recipe.toml", "--include", "layers", "--exclude", "bias"]);
+    let expected = ("layers.0.q_proj.weight".to_owned(), "trellis:4:window=10".to_owned());
+    assert_eq!(both, BTreeMap::from([expected]));
+}
+
+#[test]
+fn a_table_of_a_recipe_that_names_no_codec_has_the_default_of_its_class() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    let codecs = |recipe: &str, args: &[&str]| {
+        std::fs::write(dir.path().join("recipe.toml"), recipe).unwrap();
+        let more = [&["--recipe", "recipe.toml", "--overwrite"], args].concat();
+        compress(dir.path(), "model", "small", &more).success();
+        let listing = json(pixel(&["inspect", "small", "--json"], dir.path()).success());
+        ["layers.0.q_proj.weight", "embed_tokens.weight"]
+            .map(|name| listing["tensors"][name]["codec"].as_str().unwrap().to_owned())
+    };
+    let layers = "trellis:2:window=10";
+    assert_eq!(codecs("[embeddings]\nprotect = 2\n", &[]), [layers, "uniform:8"]);
+    assert_eq!(codecs("[embeddings]\nbits = 6\n", &[]), [layers, "uniform:6"]);
+    // Layers too, also where embeddings are to be the same, and options stay those of that codec.
+    let partial = "[default]\nprotect = 1\noptions = { beam = 4 }\n";
+    assert_eq!(codecs(partial, &["--embeddings", "same"]), ["trellis:2:beam=4:window=10"; 2]);
+    assert_eq!(codecs(partial, &["--codec", "trellis"])[0], "trellis:2:beam=4:window=10");
+}
+
+#[test]
+fn causes_are_named_once() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    std::fs::write(dir.path().join("recipe.toml"), "[[rule]]\nmatch = 'q_proj'\nbits = 7\n").unwrap();
+    let refused = pixel(&["compress", "model", "out", "--recipe", "recipe.toml"], dir.path()).code(2);
+    let message = String::from_utf8(refused.get_output().stderr.clone()).unwrap();
+    assert!(message.starts_with("error: rule 1, match 'q_proj': codec trellis has no rate of 7 bits"), "{message}");
+    assert_eq!((message.matches("no rate of").count(), message.lines().count()), (1, 1), "{message}");
+}
+
+#[test]
 fn another_source_is_found_out() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path());
@@ -440,7 +496,7 @@ fn weights_at_the_end_of_the_range_stay_finite() {
     for dtype in ["f32", "bf16", "f16"] {
         let output = format!("{dtype}.safetensors");
         pixel(&["decompress", "small.safetensors", &output, "--dtype", dtype], dir.path()).success();
-        let model = pixel_core::archive::Model::open(&dir.path().join(output)).unwrap();
+        let model = pixel_core::archive::Model::open(dir.path().join(output)).unwrap();
         assert!(model.to_f32("a.weight").unwrap().iter().all(|w| w.is_finite()), "{dtype}");
     }
     let kept = [("b".to_owned(), (Dtype::F64, vec![2], wide)), ("a.weight".into(), f32_tensor(&[64, 96], 1))];

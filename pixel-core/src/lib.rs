@@ -8,14 +8,14 @@
 //!  Matrix ◀────────────────────────── synthesis ◀── Archive         run
 //! ```
 //!
-//! A weight is rotated so that it looks Gaussian ([`rotation`]), each row is divided by its scale ([`condition`]), a
-//! [`codec`] finds pattern indices for what is left, and a [`PackedWeight`] holds indices and scales. Four codecs
-//! share one trait: `trellis` (the best quality per bit), `additive` (made for fast kernels), `matching` (sums of patterns
-//! of a dictionary), `uniform` (round to nearest, the yardstick).
+//! A weight is rotated so that it looks Gaussian ([`math::rotation`]), each row is divided by its scale
+//! ([`encode::condition`](fn@encode::condition)), a [`codec`] finds pattern indices for the result, and a
+//! [`PackedWeight`] holds indices and scales. Four codecs share one trait: `trellis` (the best quality per bit), `additive` (made for fast kernels), `matching` (sums of patterns of
+//! a dictionary), `uniform` (round to nearest, the yardstick).
 //!
 //! # One weight
 //! ```
-//! use pixel_core::metrics::relative_error;
+//! use pixel_core::math::metrics::relative_error;
 //! use pixel_core::{MatrixRef, Shape, compress_weight};
 //!
 //! let data: Vec<f32> = (0..96 * 64).map(|i| ((i * 7919 % 1009) as f32 / 504.5 - 1.0).powi(3)).collect();
@@ -30,15 +30,15 @@
 //! # A checkpoint
 //! ```no_run
 //! use pixel_core::archive::{Archive, Checkpoint};
-//! use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint};
-//! use pixel_core::recipe::Recipe;
+//! use pixel_core::compressor::{RunOptions, compress_checkpoint};
+//! use pixel_core::plan::{Plan, Recipe};
 //!
-//! let checkpoint = Checkpoint::open("models/all-MiniLM-L6-v2".as_ref())?;
+//! let checkpoint = Checkpoint::open("models/all-MiniLM-L6-v2")?;
 //! let plan = Plan::new(&checkpoint, &Recipe::default().compile()?)?;
 //! println!("{} bytes will be written", plan.stored_bytes());
-//! let report = compress_checkpoint(&checkpoint, &plan, "small".as_ref(), RunOptions::default(), &())?;
+//! let report = compress_checkpoint(&checkpoint, &plan, "small", RunOptions::default(), &())?;
 //! println!("{:.2}×, relative MSE {:.4}", report.compression_ratio(), report.relative_mse());
-//! let archive = Archive::open("small".as_ref())?;
+//! let archive = Archive::open("small")?;
 //! # Ok::<(), pixel_core::archive::ArchiveError>(())
 //! ```
 //!
@@ -47,47 +47,36 @@
 //! every backend of Burn; `pixel-nn` has the Burn modules. Without default features the crate is slices only.
 //!
 //! # Limits
-//! Weights are coded one by one; with a [`calibration`] the error of each column is fed back into those not yet coded
-//! ([`feedback`]), and rates can be chosen under a mean ([`compressor::allocate_rates`]). Weights of other
+//! Weights are coded one by one; with a [calibration](archive::calibration) the error of each column is fed back into
+//! those not yet coded ([`encode::Feedback`]), and rates can be chosen under a mean ([`compressor::allocate_rates`]). Weights of other
 //! float types are coded as F32. The same input, recipe and seed give the same bytes on every machine and for every
 //! number of threads; only widths with an odd part above 128 rely on the platform's `sin` and `cos` in f64.
 
-pub mod allocation;
 pub mod archive;
 #[cfg(feature = "burn")]
 pub mod backend;
-pub mod calibration;
 pub mod codec;
 pub mod compressor;
-pub mod condition;
 pub mod config;
 pub mod dictionary;
 pub mod encode;
-pub mod error;
-pub mod feedback;
-mod linalg;
-pub mod low_rank;
+mod error;
+#[doc(hidden)]
 pub mod lru;
-pub mod matrix;
-pub mod metrics;
-pub mod moments;
-pub mod packed;
-pub mod protected;
-pub mod recipe;
-pub mod rotation;
-pub mod simd;
+pub mod math;
+mod matrix;
+mod packed;
+pub mod patterns;
+pub mod plan;
 pub mod synthesis;
-mod trigonometry;
 
 pub use codec::CodecSpec;
 pub use config::PIXELConfig;
 pub use encode::{
-    EncodeOptions, Outcome, OutputError, PreparedInputs, compress, compress_beside, compress_calibrated,
-    compress_owned, compress_weight,
+    CodingSpec, Encoder, FactorStorage, FeedbackOptions, LowRank, LowRankSpec, Moments, Outcome, OutputError,
+    PreparedInputs, compress_weight,
 };
-pub use error::{ConfigError, FormatError, ShapeError, WeightError};
-pub use low_rank::{FactorStorage, LowRank, LowRankSpec};
+pub use error::{ConfigError, FormatError, Number, NumberRange, ShapeError, WeightError};
+pub use math::rotation::Rotation;
 pub use matrix::{Matrix, MatrixRef, Shape, TileGrid, TileShape};
-pub use moments::Moments;
 pub use packed::{PackedHeader, PackedWeight};
-pub use rotation::Rotation;

@@ -1,4 +1,4 @@
-//! A cache that forgets what was used least recently, under a budget that it obeys.
+//! A cache that forgets what was used least recently, within a budget.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -36,12 +36,12 @@ impl<K: Clone + Eq + Hash, V: Clone> Lru<K, V> {
         Self { budget, used: 0, clock: 0, entries: HashMap::new(), order: BTreeMap::new() }
     }
 
-    /// The costs of what is kept.
+    /// The total cost of the values.
     pub fn used(&self) -> usize {
         self.used
     }
 
-    /// The value of `key`, which is now the one used last.
+    /// The value of `key`, which becomes the most recently used.
     pub fn get(&mut self, key: &K) -> Option<V> {
         let entry = self.entries.get_mut(key)?;
         self.clock += 1;

@@ -1,13 +1,14 @@
 //! Matrices and their tiles.
 //!
 //! A weight is stored row-major as `[d_output, d_input]`, the convention of the papers and of Hugging Face checkpoints.
-//! Codecs cut it into tiles; a tile that hangs over the right or the lower edge is padded with zeros when it is read
-//! and clipped when it is written.
+//! Codecs cut it into tiles; a tile that extends beyond the right or the lower edge is padded with zeros when it is
+//! read and clipped when it is written.
 
 use crate::error::ShapeError;
 use serde::{Deserialize, Serialize};
 
-/// The largest matrix, in weights: no size in bits that is computed from a shape overflows, and no real matrix is near.
+/// The largest matrix, in weights: no size in bits that is computed from a shape overflows, and no real matrix comes
+/// near it.
 const MAX_WEIGHTS: usize = 1 << 48;
 
 /// The shape of a weight matrix, both sides at least 1.
@@ -203,7 +204,7 @@ impl TileShape {
     }
 }
 
-/// The tiles that cover a matrix, those at the right and lower edges reaching over it.
+/// The tiles that cover a matrix, those at the right and lower edges extending beyond it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TileGrid {
     /// The matrix.

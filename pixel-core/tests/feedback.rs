@@ -1,9 +1,14 @@
 //! Error feedback against a brute-force optimum, against an independent definition, and without anything to feed back.
 
+mod common;
+
+use approx::{abs_diff_eq, assert_relative_eq};
+use common::encode;
 use pixel_core::codec::FAMILIES;
-use pixel_core::feedback::{BlockOrder, FeedbackOptions};
-use pixel_core::metrics::ErrorSums;
-use pixel_core::{CodecSpec, Matrix, Moments, PackedWeight, Shape, compress_calibrated, compress_owned};
+use pixel_core::encode::{BlockOrder, Extracted, FeedbackOptions, condition};
+use pixel_core::math::Exponent;
+use pixel_core::math::metrics::ErrorSums;
+use pixel_core::{CodecSpec, CodingSpec, Encoder, Matrix, Moments, PackedWeight, Shape};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -38,8 +43,10 @@ fn loss(moments: &Moments, weight: &Matrix, packed: &PackedWeight) -> ErrorSums 
     moments.output_error(weight.as_ref(), packed.synthesize().as_ref())
 }
 
-fn backward() -> FeedbackOptions {
-    FeedbackOptions { damping: 0.0, order: BlockOrder::Backward }
+/// `codec` with feedback in backward order and no damping.
+fn backward(codec: &CodecSpec) -> CodingSpec {
+    let options = FeedbackOptions { damping: 0.0, order: BlockOrder::Backward };
+    CodingSpec::new(codec.clone()).with_feedback(Some(options))
 }
 
 #[test]
@@ -47,17 +54,18 @@ fn uncorrelated_inputs_give_the_plain_codec_to_the_byte() {
     for family in FAMILIES {
         for (rotation, [rows, cols]) in [(None, [40, 48]), (Some(7), [40, 48]), (Some(7), [33, 50])] {
             let weight = matrix(rows, cols, 3);
-            let spec = CodecSpec::new(family.name(), family.rates()[1]);
-            let (plain, error) = compress_owned(weight.clone(), &spec, rotation).unwrap();
-            let options = FeedbackOptions::default();
-            let (packed, outcome) =
-                compress_calibrated(weight, &spec, rotation, Moments::identity(cols), options).unwrap();
+            let codec = CodecSpec::new(family.name(), family.rates()[1]);
+            let spec = CodingSpec::new(codec.clone()).with_rotation(rotation);
+            let (plain, expected) = encode(&weight, &spec, None);
+            let (packed, outcome) = encode(&weight, &spec, Moments::identity(cols));
             for ((_, a), (_, b)) in packed.streams().zip(plain.streams()) {
-                assert_eq!(a, b, "{spec} {rotation:?}");
+                assert_eq!(a, b, "{codec} {rotation:?}");
             }
-            assert!((outcome.weight.error / error.error - 1.0).abs() < 1e-9, "{spec}");
+            assert!(expected.output.is_none());
+            let error = expected.weight.error;
+            assert_relative_eq!(outcome.weight.error, error, epsilon = 0.0, max_relative = 1e-9);
             let output = outcome.output.unwrap();
-            assert!((output.sums.error / error.error - 1.0).abs() < 1e-6, "{spec}");
+            assert_relative_eq!(output.sums.error, error, epsilon = 0.0, max_relative = 1e-6);
             assert_eq!(output.retries, 0);
         }
     }
@@ -65,7 +73,7 @@ fn uncorrelated_inputs_give_the_plain_codec_to_the_byte() {
 
 /// The levels of the plain codec for one row of at most eight weights: it fits its grid before any feedback.
 fn grid(weight: &Matrix, spec: &CodecSpec) -> Vec<f32> {
-    let (plain, _) = compress_owned(weight.clone(), spec, None).unwrap();
+    let (plain, _) = encode(weight, &spec.clone().into(), None);
     let [_, scales, zeros] = &plain.codes().streams[..] else { panic!("three streams") };
     let zero = (zeros.words()[0] & 3) as f32;
     (0..4).map(|level| scales.halves()[0].to_f32() * (level as f32 - zero)).collect()
@@ -86,10 +94,10 @@ fn tiny_weights_come_close_to_the_best_of_all_codes() {
             moments.output_error(weight.as_ref(), candidate.as_ref()).error
         };
         let optimum = (0..1 << (2 * n)).map(of).fold(f64::INFINITY, f64::min);
-        let (packed, _) = compress_calibrated(weight.clone(), &spec, None, moments.clone(), backward()).unwrap();
+        let (packed, _) = encode(&weight, &backward(&spec), moments.clone());
         let found = loss(&moments, &weight, &packed).error;
         assert!(found >= optimum * (1.0 - 1e-6), "case {seed}: {found} is below the optimum {optimum}");
-        let (rounded, _) = compress_owned(weight.clone(), &spec, None).unwrap();
+        let (rounded, _) = encode(&weight, &spec.clone().into(), None);
         let rounded = loss(&moments, &weight, &rounded).error;
         best += optimum;
         fed_back += found;
@@ -165,13 +173,13 @@ fn every_block_is_coded_from_where_the_definition_moves_it() {
         let weight = conditioned(rows, cols, 5);
         let moments = correlated(cols, 6);
         let scaling = spec.build().unwrap().row_scaling();
-        let unscaled = pixel_core::condition::condition(weight.clone(), scaling, None).unwrap();
+        let unscaled = condition(weight.clone(), scaling, None, Extracted::default()).unwrap();
         let expected = defined(&unscaled.weight, &moments, &spec);
-        let (packed, _) = compress_calibrated(weight, &spec, None, moments, backward()).unwrap();
-        assert_eq!(packed.header().exponent, 0);
+        let (packed, _) = encode(&weight, &backward(&spec), moments);
+        assert_eq!(packed.header().exponent, Exponent::ZERO);
         let scale = |row: usize| packed.row_scales().get(row).map_or(1.0, |scale| scale.to_f32());
         let found = packed.synthesize();
-        let is_same = |i: &usize| (found.as_slice()[*i] - scale(i / cols) * expected[*i]).abs() < 1e-4;
+        let is_same = |&i: &usize| abs_diff_eq!(found.as_slice()[i], scale(i / cols) * expected[i], epsilon = 1e-4);
         let same = (0..rows * cols).filter(is_same).count();
         // A target on the border of two codes may fall to either side; from there on the two differ.
         assert!(same as f64 >= 0.9 * (rows * cols) as f64, "{spec}: {same} of {} alike", rows * cols);
@@ -181,18 +189,17 @@ fn every_block_is_coded_from_where_the_definition_moves_it() {
 #[test]
 fn every_codec_gains_on_correlated_inputs() {
     for family in FAMILIES {
-        let rotation = family.rotates().then_some(1);
-        let spec = CodecSpec::new(family.name(), family.rates()[1]);
+        let spec = CodingSpec::new(CodecSpec::new(family.name(), family.rates()[1]));
+        let spec = spec.with_rotation(family.rotates().then_some(1));
         let weight = matrix(32, 96, 8);
         let moments = correlated(96, 9);
-        let (plain, _) = compress_owned(weight.clone(), &spec, rotation).unwrap();
-        let options = FeedbackOptions::default();
-        let (packed, outcome) = compress_calibrated(weight.clone(), &spec, rotation, moments.clone(), options).unwrap();
+        let (plain, _) = encode(&weight, &spec, None);
+        let (packed, outcome) = encode(&weight, &spec, moments.clone());
         let (before, after) = (loss(&moments, &weight, &plain), loss(&moments, &weight, &packed));
-        assert!(after.relative_mse() < 0.75 * before.relative_mse(), "{spec}: {before:?} {after:?}");
+        assert!(after.relative_mse() < 0.75 * before.relative_mse(), "{}: {before:?} {after:?}", spec.codec);
         let reported = outcome.output.unwrap().sums;
-        assert!((reported.relative_mse() / after.relative_mse() - 1.0).abs() < 1e-2, "{spec}: {reported:?} {after:?}");
-        assert!((reported.power / after.power - 1.0).abs() < 1e-4, "{spec}");
+        assert_relative_eq!(reported.relative_mse(), after.relative_mse(), epsilon = 0.0, max_relative = 1e-2);
+        assert_relative_eq!(reported.power, after.power, epsilon = 0.0, max_relative = 1e-4);
         assert_eq!(packed.num_bytes(), plain.num_bytes());
     }
 }
@@ -205,10 +212,11 @@ fn energetic_inputs_are_coded_first_where_nothing_is_rotated() {
     inputs.iter_mut().enumerate().for_each(|(i, x)| *x = *x / (1.0 + (i % n) as f32) + 0.02);
     let moments = Moments::of_inputs(n, &inputs);
     let weight = matrix(32, n, 4);
-    let spec: CodecSpec = "uniform:2:group=64".parse().unwrap();
+    let codec: CodecSpec = "uniform:2:group=64".parse().unwrap();
     let error = |order| {
         let options = FeedbackOptions { order, ..Default::default() };
-        let (_, outcome) = compress_calibrated(weight.clone(), &spec, None, moments.clone(), options).unwrap();
+        let spec = CodingSpec::new(codec.clone()).with_feedback(Some(options));
+        let (_, outcome) = encode(&weight, &spec, moments.clone());
         outcome.output.unwrap().sums.error
     };
     assert_eq!(error(BlockOrder::Automatic), error(BlockOrder::Activation));
@@ -216,21 +224,22 @@ fn energetic_inputs_are_coded_first_where_nothing_is_rotated() {
 }
 
 #[test]
-fn moments_that_are_singular_are_damped_until_they_are_not_and_it_is_told() {
+fn moments_that_are_singular_are_damped_until_they_are_not() {
     // One input direction only, and nothing added: not positive definite.
     let n = 24;
     let moments = Moments::of_inputs(n, &vec![1.0; n]);
     let weight = matrix(16, n, 1);
-    let spec: CodecSpec = "trellis:2:window=10".parse().unwrap();
     let options = FeedbackOptions { damping: 0.0, ..Default::default() };
-    let (_, outcome) = compress_calibrated(weight.clone(), &spec, Some(1), moments.clone(), options).unwrap();
+    let spec = CodingSpec::new("trellis:2:window=10".parse().unwrap()).with_feedback(Some(options));
+    let rotated = spec.clone().with_rotation(Some(1));
+    let (_, outcome) = encode(&weight, &rotated, moments);
     let output = outcome.output.unwrap();
     assert!(output.sums.relative_mse() < 1e-3, "{output:?}");
-    let (_, zero) =
-        compress_calibrated(weight.clone(), &spec, Some(1), Moments::of_inputs(n, &vec![0.0; n]), options).unwrap();
+    assert!(output.retries > 0 && output.damping >= 1e-6, "{output:?}");
+    let (_, zero) = encode(&weight, &rotated, Moments::of_inputs(n, &vec![0.0; n]));
     assert_eq!(zero.output.unwrap().sums, ErrorSums::default());
     assert!(zero.weight.relative_mse() < 0.2, "inputs never seen fall back to the plain codec");
 
-    let error = compress_calibrated(weight, &spec, None, Moments::identity(23), options).unwrap_err();
+    let error = Encoder::new(&spec).with_moments(Moments::identity(23)).encode(weight).unwrap_err();
     assert!(error.to_string().contains("inputs of width 24, the statistics are of width 23"), "{error}");
 }

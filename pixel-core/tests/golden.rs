@@ -1,14 +1,14 @@
 //! Archives of every format version and codec, committed once, still decode to the same weights.
 
 use pixel_core::archive::{Archive, Checkpoint};
-use pixel_core::metrics::relative_error;
+use pixel_core::math::metrics::relative_error;
 use std::path::Path;
 
-/// The archive `file` of a version, every weight of which decodes to what lies beside it.
+/// The archive `file` of a version, every weight of which decodes to what the file of that name with `decoded` holds.
 fn decoded(version: &str, file: &str) -> Archive {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(version);
-    let archive = Archive::open(&dir.join(format!("{file}.safetensors"))).unwrap();
-    let decoded = Checkpoint::open(&dir.join(format!("{file}.decoded.safetensors"))).unwrap();
+    let archive = Archive::open(dir.join(format!("{file}.safetensors"))).unwrap();
+    let decoded = Checkpoint::open(dir.join(format!("{file}.decoded.safetensors"))).unwrap();
     for name in archive.entries().keys() {
         let weight = archive.packed(name).unwrap().synthesize();
         let error = relative_error(&decoded.to_f32(name).unwrap(), weight.as_slice());
@@ -29,7 +29,7 @@ fn archives_of_version_1_0_decode_to_what_they_did() {
 #[test]
 fn low_rank_parts_of_version_1_2_decode_to_what_they_did() {
     let archive = decoded("v1.2", "low_rank");
-    let entries = archive.entries().values().map(|entry| entry.manifest());
+    let entries = archive.entries().values().map(|entry| entry.header());
     let found: Vec<_> =
         entries.map(|e| (e.codec.codec.as_str(), e.low_rank.unwrap().to_string(), e.protected)).collect();
     let expected = ["additive", "matching", "trellis", "uniform"]
@@ -41,8 +41,8 @@ fn low_rank_parts_of_version_1_2_decode_to_what_they_did() {
 fn protected_columns_of_version_1_1_decode_to_what_they_did() {
     let archive = decoded("v1.1", "protected");
     let found: Vec<_> =
-        archive.entries().values().map(|e| (e.manifest().codec.codec.as_str(), e.manifest().rotation)).collect();
+        archive.entries().values().map(|e| (e.header().codec.codec.as_str(), e.header().rotation)).collect();
     let expected = ["additive", "matching", "trellis", "uniform"].map(|codec| [(codec, Some(9)), (codec, None)]);
     assert_eq!(found, expected.as_flattened());
-    assert!(archive.entries().values().all(|entry| entry.manifest().protected == 3));
+    assert!(archive.entries().values().all(|entry| entry.header().protected == 3));
 }

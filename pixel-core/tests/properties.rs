@@ -5,7 +5,7 @@ mod common;
 use common::{spec, streams};
 use pixel_core::codec::{FAMILIES, Stream};
 use pixel_core::compressor::PIXELCompressor;
-use pixel_core::metrics::relative_error;
+use pixel_core::math::metrics::relative_error;
 use pixel_core::synthesis::reference;
 use pixel_core::{CodecSpec, Matrix, MatrixRef, PIXELConfig, PackedWeight, Shape, compress_weight};
 use proptest::prelude::*;
@@ -90,7 +90,8 @@ proptest! {
         let config = PIXELConfig { codec: Some(spec(family, rate)), ..PIXELConfig::default() };
         let compressor = PIXELCompressor::new(config).unwrap();
         let tensors = shapes.iter().enumerate().map(|(i, &(rows, cols))| {
-            (format!("layer.{i}"), Matrix::new(Shape::new(rows, cols).unwrap(), weights(rows * cols, i as u32)).unwrap())
+            let weights = weights(rows * cols, i as u32);
+            (format!("layer.{i}"), Matrix::new(Shape::new(rows, cols).unwrap(), weights).unwrap())
         });
         let model = compressor.compress(&tensors.collect(), &()).unwrap();
         let dir = tempfile::tempdir().unwrap();

@@ -2,18 +2,18 @@
 
 mod common;
 
-use common::{config, forged, spec, streams};
+use approx::assert_relative_eq;
+use common::{chain, config, encode, forged, spec, streams};
 use half::f16;
 use pixel_core::archive::{Archive, Checkpoint};
 use pixel_core::codec::{FAMILIES, Stream};
-use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint, decompress_archive};
-use pixel_core::metrics::{ErrorSums, relative_error};
-use pixel_core::protected::largest_columns;
-use pixel_core::recipe::Recipe;
+use pixel_core::compressor::{RunOptions, compress_checkpoint, decompress_archive};
+use pixel_core::encode::largest_columns;
+use pixel_core::math::metrics::{ErrorSums, relative_error};
+use pixel_core::plan::{Plan, Recipe};
 use pixel_core::synthesis::{KernelForm, reference};
 use pixel_core::{
-    CodecSpec, EncodeOptions, Matrix, Moments, PackedHeader, PackedWeight, Shape, compress, compress_calibrated,
-    compress_owned,
+    CodecSpec, CodingSpec, Encoder, Matrix, Moments, PackedHeader, PackedWeight, PreparedInputs, Shape, compress_weight,
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -21,6 +21,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
+
+/// The codec `text` with `protect` protected columns.
+fn protecting(text: &str, protect: usize) -> CodingSpec {
+    CodingSpec::new(text.parse().unwrap()).with_protect(protect)
+}
 
 fn gaussian(len: usize, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -51,15 +56,14 @@ proptest! {
         let protect = (share * cols as f64) as usize;
         let mut weight = matrix(rows, cols, seed);
         weight.as_mut_slice().iter_mut().for_each(|w| *w *= 2f32.powi(magnitude));
-        let spec = spec(family, rate);
+        let spec = CodingSpec::new(spec(family, rate)).with_rotation(rotation).with_protect(protect);
         let inputs = calibrated.then(|| moments(cols, seed ^ 1));
-        let options = EncodeOptions { rotation, protect, ..Default::default() };
-        let (packed, outcome) = compress(weight.clone(), &spec, inputs.clone(), options).unwrap();
+        let (packed, outcome) = encode(&weight, &spec, inputs.clone());
         let dense = packed.synthesize();
 
         let columns = largest_columns(weight.as_ref(), inputs.as_ref(), protect);
         prop_assert_eq!(packed.protected().columns(), &columns[..]);
-        let unit = 2f64.powi(packed.header().exponent);
+        let unit = f64::from(packed.header().exponent.unit());
         for (row, found) in weight.as_slice().chunks(cols).zip(dense.as_slice().chunks(cols)) {
             for &c in &columns {
                 let stored = f16::from_f64(f64::from(row[c as usize]) / unit).to_f64() * unit;
@@ -69,7 +73,7 @@ proptest! {
 
         // Fast is the definition.
         let error = relative_error(reference::synthesize(&packed).as_slice(), dense.as_slice());
-        prop_assert!(error <= 4.0 * f64::from(f32::EPSILON) * (cols as f64).sqrt(), "{spec}: {error:e}");
+        prop_assert!(error <= 4.0 * f64::from(f32::EPSILON) * (cols as f64).sqrt(), "{}: {error:e}", spec.codec);
 
         // Every stored byte counts.
         let stored: usize = packed.streams().map(|(_, bytes)| bytes.to_le_bytes().len()).sum();
@@ -109,16 +113,18 @@ proptest! {
             let found = largest_columns(weight.as_ref(), inputs.as_ref(), count);
             prop_assert_eq!(found.len(), count);
             let found = sum(found.iter().map(|c| 1 << c).sum());
-            prop_assert!((found - best).abs() <= 1e-12 * best, "{count}: {found} of {best}");
+            assert_relative_eq!(found, best, epsilon = 0.0, max_relative = 1e-12);
         }
     }
 
     /// Columns that are not taken from the codes have no say in the scales.
     #[test]
-    fn row_scales_are_those_that_fit_the_other_columns(cols in 4usize..40, rotate in any::<bool>(), seed in any::<u64>()) {
+    fn row_scales_are_those_that_fit_the_other_columns(
+        cols in 4usize..40, rotate in any::<bool>(), seed in any::<u64>()
+    ) {
         let weight = matrix(16, cols, seed);
-        let options = EncodeOptions { rotation: rotate.then_some(seed), protect: cols / 2, ..Default::default() };
-        let (packed, _) = compress(weight.clone(), &"trellis:2:window=8".parse().unwrap(), None, options).unwrap();
+        let spec = protecting("trellis:2:window=8", cols / 2).with_rotation(rotate.then_some(seed));
+        let (packed, _) = encode(&weight, &spec, None);
         let errors = |packed: &PackedWeight| -> Vec<f64> {
             let dense = packed.synthesize();
             let rows = weight.as_slice().chunks(cols).zip(dense.as_slice().chunks(cols));
@@ -138,19 +144,23 @@ proptest! {
 }
 
 #[test]
-fn without_protected_columns_every_byte_is_as_it_was() {
+fn the_short_form_and_prepared_inputs_give_the_same_bytes() {
     let (weight, inputs) = (matrix(40, 48, 3), moments(48, 4));
     for family in FAMILIES {
-        let spec = CodecSpec::new(family.name(), family.rates()[1]);
+        let codec = CodecSpec::new(family.name(), family.rates()[1]);
         for rotation in [None, Some(7)] {
-            let options = EncodeOptions { rotation, ..Default::default() };
-            let (plain, error) = compress_owned(weight.clone(), &spec, rotation).unwrap();
-            let (packed, outcome) = compress(weight.clone(), &spec, None, options).unwrap();
-            assert!(packed.streams().eq(plain.streams()) && outcome.weight == error, "{spec}");
-            let (plain, error) =
-                compress_calibrated(weight.clone(), &spec, rotation, inputs.clone(), options.feedback).unwrap();
-            let (packed, outcome) = compress(weight.clone(), &spec, Some(inputs.clone()), options).unwrap();
-            assert!(packed.streams().eq(plain.streams()) && outcome == error, "{spec}");
+            let spec = CodingSpec::new(codec.clone()).with_rotation(rotation);
+            let (plain, error) = compress_weight(weight.as_ref(), &codec, rotation).unwrap();
+            let (packed, outcome) = encode(&weight, &spec, None);
+            assert!(packed.streams().eq(plain.streams()) && outcome.weight == error, "{codec}");
+            for protect in [0, 3] {
+                let spec = spec.clone().with_protect(protect);
+                let columns = largest_columns(weight.as_ref(), Some(&inputs), protect);
+                let prepared = PreparedInputs::new(inputs.clone(), &spec, columns);
+                let (plain, error) = Encoder::new(&spec).with_inputs(&prepared).encode(weight.clone()).unwrap();
+                let (packed, outcome) = encode(&weight, &spec, inputs.clone());
+                assert!(packed.streams().eq(plain.streams()) && outcome == error, "{codec} {protect}");
+            }
         }
     }
 }
@@ -177,8 +187,7 @@ fn outliers_cost_several_times_as_much_if_they_are_not_protected() {
         ("uniform:3", Some(1), 2.0),
     ] {
         let loss = |protect| {
-            let options = EncodeOptions { rotation, protect, ..Default::default() };
-            let (packed, outcome) = compress(weight.clone(), &text.parse().unwrap(), None, options).unwrap();
+            let (packed, outcome) = encode(&weight, &protecting(text, protect).with_rotation(rotation), None);
             assert_eq!(packed.protected().columns(), &[3, 40, 41, 90][..protect]);
             outcome.weight.relative_mse()
         };
@@ -198,8 +207,7 @@ fn errors_under_a_protected_column_cost_nothing_in_the_feedback() {
     };
     for (text, rotation) in [("trellis:2:window=8", None), ("trellis:2:window=8", Some(3)), ("uniform:2", Some(3))] {
         let run = |power, protect| {
-            let options = EncodeOptions { rotation, protect, ..Default::default() };
-            compress(matrix(48, n, 6), &text.parse().unwrap(), Some(inputs(power)), options).unwrap()
+            encode(&matrix(48, n, 6), &protecting(text, protect).with_rotation(rotation), inputs(power))
         };
         let loss = |outcome: pixel_core::Outcome| outcome.output.unwrap().sums.error;
         let ((packed, protected), (_, unprotected)) = (run(50.0, 1), run(50.0, 0));
@@ -214,8 +222,7 @@ fn errors_under_a_protected_column_cost_nothing_in_the_feedback() {
 
 #[test]
 fn streams_that_no_decoder_could_use_are_refused() {
-    let options = EncodeOptions { rotation: Some(1), protect: 3, ..Default::default() };
-    let (packed, _) = compress(matrix(5, 12, 1), &"additive:2".parse().unwrap(), None, options).unwrap();
+    let (packed, _) = encode(&matrix(5, 12, 1), &protecting("additive:2", 3).with_rotation(Some(1)), None);
     let error = |header: PackedHeader, columns: &[u32], value: f16| {
         let mut streams = streams(&packed);
         let len = streams.len();
@@ -231,7 +238,7 @@ fn streams_that_no_decoder_could_use_are_refused() {
         (&[0, u32::MAX, 11], f16::ONE, "stream \"protected\" holds column 4294967295 of 12 at index 1"),
         (&[0, 5, 5], f16::ONE, "stream \"protected\" holds 5 after 5 at index 2, and has to ascend"),
         (&[6, 5, 7], f16::ONE, "stream \"protected\" holds 5 after 6 at index 1, and has to ascend"),
-        (&[0, 5], f16::ONE, "stream \"protected\" holds 2 values of U32, expected 3 values of U32"),
+        (&[0, 5], f16::ONE, "stream \"protected\" holds U32 [2], expected U32 [3]"),
         (&[0, 5, 11], f16::NAN, "stream \"protected_values\" holds NaN at index 7"),
         (&[0, 5, 11], f16::NEG_INFINITY, "stream \"protected_values\" holds -inf at index 7"),
     ] {
@@ -239,16 +246,16 @@ fn streams_that_no_decoder_could_use_are_refused() {
     }
     for protected in [12, 13, usize::MAX] {
         let found = error(PackedHeader { protected, ..header() }, &[0, 5, 11], f16::ONE).unwrap_err();
-        assert_eq!(found, format!("protected = {protected} is outside 0..12, as the weight has 12 columns"));
+        let range = "outside 0 to 11: the weight has 12 columns, and codes need one";
+        assert_eq!(found, format!("protect = {protected} is {range}"));
     }
     let found = error(PackedHeader { protected: 0, ..header() }, &[0, 5, 11], f16::ONE).unwrap_err();
-    assert_eq!(found, "field \"streams\" = 4 is outside 2 streams");
+    assert_eq!(found, "4 streams are given, the weight has 2");
 }
 
 #[test]
 fn a_form_for_kernels_with_other_columns_is_refused() {
-    let options = EncodeOptions { protect: 2, ..Default::default() };
-    let (packed, _) = compress(matrix(5, 12, 1), &"additive:2".parse().unwrap(), None, options).unwrap();
+    let (packed, _) = encode(&matrix(5, 12, 1), &protecting("additive:2", 2), None);
     let form = KernelForm::new(&packed).unwrap();
     let error = |form: KernelForm| form.to_packed(packed.header()).unwrap_err().to_string();
     let protected = vec![1];
@@ -269,10 +276,7 @@ fn archive(dir: &Path, recipe: &str) -> Result<Checkpoint, String> {
     safetensors::serialize_to_file([("a", &view), ("b", &view), ("wte.weight", &view)], None, &source).unwrap();
     let checkpoint = Checkpoint::open(&source).unwrap();
     let recipe = Recipe::from_toml(recipe).and_then(Recipe::compile).map_err(|e| e.to_string())?;
-    let plan = Plan::new(&checkpoint, &recipe).map_err(|e| {
-        let cause = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
-        format!("{e}: {cause}")
-    })?;
+    let plan = Plan::new(&checkpoint, &recipe).map_err(|e| chain(&e))?;
     let output = dir.join("archive.safetensors");
     compress_checkpoint(&checkpoint, &plan, &output, RunOptions { threads: 1, overwrite: true }, &()).unwrap();
     assert_eq!(std::fs::metadata(&output).unwrap().len(), plan.stored_bytes(), "as planned");
@@ -285,9 +289,9 @@ const RECIPE: &str = "min_weights = 1\n[default]\nbits = 2\noptions = { window =
 fn recipes_protect_columns_of_layers_and_files_keep_them() {
     let dir = tempfile::tempdir().unwrap();
     let source = archive(dir.path(), &format!("{RECIPE}[[rule]]\nmatch = '^b$'\nprotect = 7\n")).unwrap();
-    let archive = Archive::open(&dir.path().join("archive.safetensors")).unwrap();
+    let archive = Archive::open(dir.path().join("archive.safetensors")).unwrap();
     let found = |name: &str| {
-        let (entry, packed) = (archive.entries()[name].manifest(), archive.packed(name).unwrap());
+        let (entry, packed) = (archive.entries()[name].header(), archive.packed(name).unwrap());
         assert_eq!(packed.protected().len(), entry.protected);
         assert_eq!(archive.entries()[name].num_bytes(), packed.num_bytes() as u64);
         entry.protected
@@ -305,11 +309,10 @@ fn recipes_protect_columns_of_layers_and_files_keep_them() {
 fn as_many_protected_columns_as_there_are_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let error = archive(dir.path(), &format!("{RECIPE}[[rule]]\nmatch = '^b$'\nprotect = 40\n")).unwrap_err();
-    assert!(error.contains("\"b\"") || error.contains("b:"), "{error}");
-    assert!(error.contains("protect = 40 is outside 0..40, as the weight has 40 columns"), "{error}");
-    let options = EncodeOptions { protect: 12, ..Default::default() };
-    let error = compress(matrix(5, 12, 1), &"additive:2".parse().unwrap(), None, options).unwrap_err().to_string();
-    assert!(error.contains("protect = 12 is outside 0..12"), "{error}");
+    assert!(error.contains("tensor \"b\""), "{error}");
+    assert!(error.contains("protect = 40 is outside 0 to 39: the weight has 40 columns"), "{error}");
+    let error = Encoder::new(&protecting("additive:2", 12)).encode(matrix(5, 12, 1)).unwrap_err().to_string();
+    assert!(error.contains("protect = 12 is outside 0 to 11"), "{error}");
 }
 
 #[test]
@@ -320,10 +323,7 @@ fn manifests_that_miscount_protected_columns_are_refused() {
     let path = dir.path().join("forged.safetensors");
     let open = |change: &dyn Fn(&mut serde_json::Value)| {
         std::fs::write(&path, forged(&bytes, change)).unwrap();
-        Archive::open(&path).map(|_| ()).map_err(|error| {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            format!("{error}{cause}")
-        })
+        Archive::open(&path).map(|_| ()).map_err(|error| chain(&error))
     };
     assert_eq!(open(&|_| {}), Ok(()));
     // What a reader of version 1.0 sees, which does not know the field: tensors that nothing accounts for.
@@ -338,7 +338,7 @@ fn manifests_that_miscount_protected_columns_are_refused() {
     assert!(error.contains("\"wte.weight.protected\" is listed but not stored"), "{error}");
     for count in [40u64, 1 << 60] {
         let error = open(&|m| m["tensors"]["a"]["protected"] = count.into()).unwrap_err();
-        assert!(error.contains(&format!("protected = {count} is outside 0..40")), "{error}");
+        assert!(error.contains(&format!("protect = {count} is outside 0 to 39")), "{error}");
     }
     assert!(open(&|m| m["tensors"]["a"]["protected"] = (-1).into()).is_err());
 }

@@ -1,13 +1,12 @@
 //! [`SVDHybridCompressor`]: the original's class, with its parameters and its result.
 
-use crate::fit::{Fit, fit};
+use crate::fit::{Fit, check_moments, fit, protected_columns};
 use crate::rank::{Verdict, auto_rank, energy, rank_by_budget, rank_by_energy};
 use crate::svd::{FaerSvd, SvdSolver};
-use pixel_core::compressor::FitJob;
-use pixel_core::protected::largest_columns;
+use pixel_core::compressor::CompressError;
 use pixel_core::{
-    CodecSpec, ConfigError, EncodeOptions, FactorStorage, LowRankSpec, Matrix, Moments, Outcome, OutputError,
-    PackedWeight, WeightError, compress,
+    CodecSpec, CodingSpec, ConfigError, Encoder, FactorStorage, FeedbackOptions, LowRankSpec, Matrix, Moments,
+    NumberRange, Outcome, PackedWeight, WeightError,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -55,10 +54,12 @@ pub struct SVDHybridCompressor {
     pub storage: FactorStorage,
     /// Rounds of fitting factors and codes to one another, beyond the first; see [`fit`]. Default: 1.
     pub rounds: usize,
-    /// Whether errors are fed back where moments are given. Default: true.
-    pub feedback: bool,
-    /// Rotation, protected columns and damping. Default: rotated with seed 0.
-    pub options: EncodeOptions,
+    /// The seed of the rotation's signs, if the weight is rotated. Default: 0.
+    pub rotation: Option<u64>,
+    /// Columns that are stored in F16 in place of codes. Default: 0.
+    pub protect: usize,
+    /// How errors are fed back where moments are given; `None` only measures them. Default: the default options.
+    pub feedback: Option<FeedbackOptions>,
     /// Who decomposes. Default: [`FaerSvd`].
     pub solver: Arc<dyn SvdSolver>,
 }
@@ -71,8 +72,9 @@ impl Default for SVDHybridCompressor {
             codec: CodecSpec::new("trellis", 2.0),
             storage: FactorStorage::default(),
             rounds: 1,
-            feedback: true,
-            options: EncodeOptions { rotation: Some(0), ..Default::default() },
+            rotation: Some(0),
+            protect: 0,
+            feedback: Some(FeedbackOptions::DEFAULT),
             solver: Arc::new(FaerSvd),
         }
     }
@@ -134,8 +136,9 @@ impl SizeBreakdown {
 }
 
 impl SVDHybridCompressor {
-    /// The original's parameters: all directions up to `svd_energy_threshold` of the energy go into the low-rank part, and
-    /// patterns of what that leaves until the relative error is at most `pattern_error_threshold`. It had .85 and .05.
+    /// The original's parameters: all directions up to `svd_energy_threshold` of the energy go into the low-rank part,
+    /// and patterns of what that leaves until the relative error is at most `pattern_error_threshold`. It had .85 and
+    /// .05.
     ///
     /// A full spectrum needs many directions for .85; this then costs more than patterns alone, and
     /// [`RankChoice::Auto`], the default, would say so.
@@ -152,18 +155,17 @@ impl SVDHybridCompressor {
     /// # Errors
     /// [`ConfigError`].
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let check = |field, value: f64, good: bool, range: &str| match good {
-            true => Ok(()),
-            false => Err(ConfigError::Range { field, value: value.to_string(), range: range.to_owned() }),
-        };
         match self.rank {
-            RankChoice::Energy(e) => check("svd_energy_threshold", e, (0.0..=1.0).contains(&e), "0 to 1")?,
-            RankChoice::Budget(bits) => check("budget", bits, bits >= 0.0, "numbers from 0 on")?,
-            RankChoice::Fixed(rank) => check("rank", rank as f64, rank > 0, "numbers above 0")?,
+            RankChoice::Energy(energy) => ConfigError::range("svd_energy_threshold", energy, 0.0..=1.0)?,
+            RankChoice::Budget(bits) => ConfigError::range("budget", bits, 0.0..)?,
+            RankChoice::Fixed(rank) => ConfigError::range("rank", rank, 1usize..)?,
             RankChoice::Auto | RankChoice::Never => {}
         }
-        if let RateChoice::Error(e) = self.rate {
-            check("pattern_error_threshold", e, e > 0.0, "numbers above 0")?;
+        if let RateChoice::Error(error) = self.rate {
+            ConfigError::range("pattern_error_threshold", error, NumberRange::above(0.0, f64::INFINITY))?;
+        }
+        if let Some(feedback) = self.feedback {
+            ConfigError::range("damping", feedback.damping, 0.0..=1.0)?;
         }
         self.codec.build().map(|_| ())
     }
@@ -175,15 +177,19 @@ impl SVDHybridCompressor {
     /// decomposition that failed.
     pub fn compress(&self, weight: &Matrix, moments: Option<&Moments>) -> Result<HybridWeight, WeightError> {
         self.validate()?;
+        check_moments(weight.shape(), moments)?;
         let (rank, verdict) = self.choose_rank(weight, moments)?;
         let rates = match self.rate {
             RateChoice::Codec => vec![self.codec.bits],
-            RateChoice::Error(_) => self.codec.family()?.rates().to_vec(),
+            // Options that forbid a rate leave it out; those of the codec's own rate have been checked.
+            RateChoice::Error(_) => {
+                let is_allowed = |bits: &f64| CodecSpec { bits: *bits, ..self.codec.clone() }.build().is_ok();
+                self.codec.family()?.rates().iter().copied().filter(is_allowed).collect()
+            }
         };
         let mut last = None;
         for bits in rates {
-            let codec = CodecSpec { bits, ..self.codec.clone() };
-            let (packed, outcome) = self.compress_at(weight, moments, rank, &codec)?;
+            let (packed, outcome) = self.compress_at(weight, moments, rank, bits)?;
             let found = HybridWeight {
                 svd_rank: rank,
                 num_patterns: packed.codec().num_indices(packed.shape()),
@@ -211,15 +217,16 @@ impl SVDHybridCompressor {
     /// weights.
     ///
     /// # Errors
-    /// The first [`WeightError`] in the order of the names, with the name.
+    /// [`CompressError::Tensor`] for the first weight in the order of the names that cannot be compressed.
     pub fn compress_model(
         &self,
         weights: &BTreeMap<String, Matrix>,
         moments: &BTreeMap<String, Moments>,
-    ) -> Result<BTreeMap<String, HybridWeight>, (String, WeightError)> {
+    ) -> Result<BTreeMap<String, HybridWeight>, CompressError> {
         use rayon::prelude::*;
         let compress = |(name, weight): (&String, &Matrix)| {
-            let found = self.compress(weight, moments.get(name)).map_err(|error| (name.clone(), error))?;
+            let found = self.compress(weight, moments.get(name));
+            let found = found.map_err(|source| CompressError::Tensor { tensor: name.clone(), source })?;
             Ok((name.clone(), found))
         };
         let found: Vec<Result<_, _>> = weights.par_iter().map(compress).collect();
@@ -228,31 +235,30 @@ impl SVDHybridCompressor {
 
     fn choose_rank(&self, weight: &Matrix, moments: Option<&Moments>) -> Result<(usize, Option<Verdict>), WeightError> {
         let shape = weight.shape();
-        let columns = largest_columns(weight.as_ref(), moments.filter(|_| self.feedback), self.options.protect);
         Ok(match self.rank {
             RankChoice::Never => (0, None),
             RankChoice::Fixed(rank) => (rank.min(shape.d_output()).min(shape.d_input()), None),
             RankChoice::Budget(bits) => (rank_by_budget(shape, bits, self.storage), None),
             RankChoice::Energy(threshold) => {
+                let columns = protected_columns(weight, &self.coding(0), moments);
                 let weight = crate::dense::without_columns(weight.clone(), &columns);
                 (if energy(&weight) == 0.0 { 0 } else { rank_by_energy(&weight, threshold, &*self.solver)? }, None)
             }
             RankChoice::Auto => {
-                let job = self.job(&self.codec, 1, moments);
-                let verdict = auto_rank(weight, job, self.rounds, &*self.solver)?;
+                let verdict = auto_rank(weight, &self.coding(1), moments, self.rounds, &*self.solver)?;
                 (verdict.rank, Some(verdict))
             }
         })
     }
 
-    fn job<'a>(&self, codec: &'a CodecSpec, rank: usize, moments: Option<&Moments>) -> FitJob<'a> {
-        FitJob {
-            codec,
-            low_rank: LowRankSpec { rank, storage: self.storage },
-            moments: moments.cloned(),
-            feedback: self.feedback,
-            options: self.options,
-        }
+    /// The request for a weight with a part of `rank`, none if that is 0.
+    fn coding(&self, rank: usize) -> CodingSpec {
+        let low_rank = LowRankSpec { rank, storage: self.storage };
+        CodingSpec::new(self.codec.clone())
+            .with_rotation(self.rotation)
+            .with_protect(self.protect)
+            .with_low_rank(Some(low_rank).filter(|_| rank > 0))
+            .with_feedback(self.feedback)
     }
 
     fn compress_at(
@@ -260,24 +266,13 @@ impl SVDHybridCompressor {
         weight: &Matrix,
         moments: Option<&Moments>,
         rank: usize,
-        codec: &CodecSpec,
+        bits: f64,
     ) -> Result<(PackedWeight, Outcome), WeightError> {
-        let job = self.job(codec, rank, moments);
+        let spec = self.coding(rank).with_bits(bits);
         if rank == 0 {
-            return plain(weight, &job);
+            return Encoder::new(&spec).with_moments(moments.cloned()).encode(weight.clone());
         }
-        let Fit { packed, outcome, .. } = fit(weight, job, self.rounds, &*self.solver)?;
+        let Fit { packed, outcome, .. } = fit(weight, &spec, moments, self.rounds, &*self.solver)?;
         Ok((packed, outcome))
     }
-}
-
-/// Compresses `weight` as `job` says but without a low-rank part; the error of the outputs is told where moments are known.
-pub(crate) fn plain(weight: &Matrix, job: &FitJob<'_>) -> Result<(PackedWeight, Outcome), WeightError> {
-    let moments = job.moments.clone().filter(|_| job.feedback);
-    let (packed, mut outcome) = compress(weight.clone(), job.codec, moments, job.options)?;
-    if let (None, Some(moments)) = (&outcome.output, &job.moments) {
-        let sums = moments.output_error(weight.as_ref(), packed.synthesize().as_ref());
-        outcome.output = Some(OutputError { sums, damping: 0.0, retries: 0 });
-    }
-    Ok((packed, outcome))
 }

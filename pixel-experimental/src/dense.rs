@@ -47,8 +47,8 @@ pub(crate) fn orthonormal(a: &Matrix) -> Matrix {
     owned(view(a).qr().compute_thin_Q())
 }
 
-/// What is added to the diagonal of moments before they are factored, in units of its mean: above the rounding of f32, in
-/// which the root is used, and a thousandth of what error feedback adds.
+/// What is added to the diagonal of moments before they are factored, in units of its mean: above the rounding of f32,
+/// in which the root is used, and a thousandth of what error feedback adds.
 const DAMPING: f64 = 1e-5;
 
 /// A square root `C` of the moments, `H ≈ C·Cᵀ`, by Cholesky, `[n, n]`; damped, more so where rounding has made `H`

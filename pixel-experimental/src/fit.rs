@@ -1,8 +1,9 @@
 //! Factors and codes for one weight, fitted to one another in turns.
 //!
-//! Everything happens in the basis of the weight's rotation, protected columns at zero: `A = W·Q` is the target, `H` the
-//! second moments of the rotated inputs, `P` what the codes decode to. The best part of rank `r` beside given codes is that
-//! of `A − P` under the norm `tr(X·H·Xᵀ)`: with `H = C·Cᵀ` and `U` the leading left singular vectors of `(A − P)·C`,
+//! Everything happens in the basis of the weight's rotation, protected columns at zero: `A = W·Q` is the target, `H`
+//! the second moments of the rotated inputs, `P` what the codes decode to. The best part of rank `r` for given codes is
+//! that of `A − P` under the norm `tr(X·H·Xᵀ)`: with `H = C·Cᵀ` and `U` the leading left singular vectors of
+//! `(A − P)·C`,
 //!
 //! ```text
 //! L = U·Uᵀ·(A − P),   up = U,   down = Uᵀ·(A − P)
@@ -10,20 +11,21 @@
 //!
 //! which needs no inverse of `C`.
 //!
-//! With error feedback the codes' error is spread evenly over what the inputs feel, and what is left to gain is what they
-//! need not code at all: the start is the plain decomposition of `A`. Without feedback the error is spread evenly over the
-//! *weights*, so that a few directions in which the inputs are strong feel most of it: the start is the weighted one, and
-//! the codes of the weight itself with a part fitted to their error.
+//! With error feedback the codes' error is spread evenly over what the inputs feel, and what is left to gain is what
+//! they need not code at all: the start is the plain decomposition of `A`. Without feedback the error is spread evenly
+//! over the *weights*, so that a few directions in which the inputs are strong feel most of it: the start is the
+//! weighted one, and the codes of the weight itself with a part fitted to their error.
 //!
 //! Sources: Saha et al., *CALDERA* (2024), for the alternation; Zhang et al., *QERA* (2025), for the weighted optimum.
 
 use crate::dense;
 use crate::svd::SvdSolver;
-use pixel_core::compressor::{FitJob, LowRankFitter};
-use pixel_core::protected::largest_columns;
+use pixel_core::encode::largest_columns;
+use pixel_core::math::metrics::ErrorSums;
+use pixel_core::plan::LowRankFitter;
 use pixel_core::{
-    EncodeOptions, LowRank, Matrix, Moments, Outcome, OutputError, PackedWeight, PreparedInputs, Rotation, Shape,
-    WeightError, compress_beside, metrics::ErrorSums,
+    CodingSpec, ConfigError, Encoder, LowRank, LowRankSpec, Matrix, Moments, Outcome, OutputError, PackedWeight,
+    PreparedInputs, Rotation, Shape, WeightError,
 };
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -35,45 +37,51 @@ pub struct Fit {
     pub packed: PackedWeight,
     /// Its error.
     pub outcome: Outcome,
-    /// The loss after each step, the error of the outputs where moments are known and that of the weight otherwise, with
-    /// what was done.
+    /// The loss after each step, the error of the outputs where moments are known and that of the weight otherwise,
+    /// with what was done.
     pub steps: Vec<(FitStep, f64)>,
 }
 
 /// One step of a fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FitStep {
-    /// The weight was coded beside a given part.
+    /// What a given part leaves was coded.
     Codes,
     /// A part was fitted to what given codes leave.
     Factors,
 }
 
-/// Compresses `weight` into codes beside a low-rank part, as `job` says: a start, then `rounds` in which the part is fitted
-/// to what the codes leave and the codes are made anew. The best of all that was seen is kept.
+/// Compresses `weight` into codes and a low-rank part, as `spec` says: a start, then `rounds` in which the part is
+/// fitted to what the codes leave and the codes are made anew. The best of all that was seen is kept. `moments` are
+/// those of the weight's inputs, if they are known; a `spec` without feedback still chooses the part by them.
 ///
 /// # Errors
-/// [`WeightError`] for a weight that is not finite, moments of another width, a rank beyond the weight's shorter side, or a
-/// decomposition that failed.
-pub fn fit(weight: &Matrix, job: FitJob<'_>, rounds: usize, solver: &dyn SvdSolver) -> Result<Fit, WeightError> {
-    let job = Setting::new(weight, job, solver)?;
+/// [`WeightError`] for a weight that is not finite, moments of another width, a `spec` that names no low-rank part or
+/// that the weight's shape does not allow, or a decomposition that failed.
+pub fn fit(
+    weight: &Matrix,
+    spec: &CodingSpec,
+    moments: Option<&Moments>,
+    rounds: usize,
+    solver: &dyn SvdSolver,
+) -> Result<Fit, WeightError> {
+    let setting = Setting::new(weight, spec, moments, solver)?;
     let mut best = None;
     let mut steps = Vec::new();
-    let mut current = job.encode(&job.start()?)?;
-    if !job.feedback && job.job.moments.is_some() {
+    let mut current = setting.encode(Some(&setting.start()?))?;
+    if !setting.feedback && moments.is_some() {
         // The codes of the weight itself, and a part for their error.
-        let (codes, _) = job.codes(None)?;
-        let part = job.leading(&job.left(&codes))?;
-        let candidate = job.beside(codes, &part)?;
-        keep(&mut best, &mut steps, FitStep::Factors, candidate);
+        let codes = setting.encode(None)?;
+        let part = setting.leading(&setting.left(&codes.0))?;
+        keep(&mut best, &mut steps, FitStep::Factors, setting.refit(codes, &part)?);
     }
     for _ in 0..rounds {
-        let part = job.leading(&job.left(&current.0))?;
-        let refitted = job.beside(current.0.clone(), &part)?;
+        let part = setting.leading(&setting.left(&current.0))?;
+        let refitted = setting.refit(current.clone(), &part)?;
         keep(&mut best, &mut steps, FitStep::Codes, current);
         let before = best.as_ref().map_or(f64::INFINITY, |(loss, _)| *loss);
         keep(&mut best, &mut steps, FitStep::Factors, refitted);
-        current = job.encode(&part)?;
+        current = setting.encode(Some(&part))?;
         if loss(&current.1) >= before {
             break;
         }
@@ -101,10 +109,12 @@ fn keep(best: &mut Option<(f64, Candidate)>, steps: &mut Vec<(FitStep, f64)>, st
 /// One weight in the basis of its rotation, with what its inputs say.
 struct Setting<'a> {
     weight: &'a Matrix,
-    job: FitJob<'a>,
+    spec: &'a CodingSpec,
+    /// The part that `spec` names.
+    low_rank: LowRankSpec,
+    moments: Option<&'a Moments>,
+    /// Whether errors are fed back.
     feedback: bool,
-    /// Columns of a block of the codec.
-    width: usize,
     columns: Vec<u32>,
     rotation: Option<Rotation>,
     /// `A`.
@@ -117,25 +127,28 @@ struct Setting<'a> {
 }
 
 impl<'a> Setting<'a> {
-    fn new(weight: &'a Matrix, job: FitJob<'a>, solver: &'a dyn SvdSolver) -> Result<Self, WeightError> {
+    fn new(
+        weight: &'a Matrix,
+        spec: &'a CodingSpec,
+        moments: Option<&'a Moments>,
+        solver: &'a dyn SvdSolver,
+    ) -> Result<Self, WeightError> {
         let shape = weight.shape();
-        job.low_rank.check(shape)?;
+        let low_rank = spec.low_rank.ok_or(ConfigError::Rank { rank: 0, shape })?;
+        spec.check(shape)?;
         check_finite(weight)?;
-        check_moments(shape, job.moments.as_ref())?;
-        let EncodeOptions { rotation: seed, protect, .. } = job.options;
-        let feedback = job.feedback && job.moments.is_some();
-        // As they are chosen where the codes are made.
-        let columns = largest_columns(weight.as_ref(), job.moments.as_ref().filter(|_| feedback), protect);
-        let rotation = seed.map(|seed| Rotation::new(shape.d_input(), seed));
+        check_moments(shape, moments)?;
+        let feedback = spec.feedback.is_some() && moments.is_some();
+        let columns = protected_columns(weight, spec, moments);
+        let rotation = spec.rotation.map(|seed| Rotation::new(shape.d_input(), seed));
         let target = in_basis(weight.clone(), &columns, rotation.as_ref());
-        let width = job.codec.build()?.block_width(shape);
         let (root, inputs) = (OnceCell::new(), OnceCell::new());
-        Ok(Self { weight, job, feedback, width, columns, rotation, target, root, inputs, solver })
+        Ok(Self { weight, spec, low_rank, moments, feedback, columns, rotation, target, root, inputs, solver })
     }
 
     fn root(&self) -> Option<&Matrix> {
         let find = || {
-            let moments = self.job.moments.as_ref()?.clone().without(&self.columns);
+            let moments = self.moments?.clone().without(&self.columns);
             Some(dense::square_root(&match &self.rotation {
                 None => moments,
                 Some(rotation) => moments.rotated(rotation),
@@ -146,9 +159,8 @@ impl<'a> Setting<'a> {
 
     fn inputs(&self) -> Option<&PreparedInputs> {
         let prepare = || {
-            let moments = self.job.moments.clone().filter(|_| self.feedback)?;
-            let EncodeOptions { rotation, feedback, .. } = self.job.options;
-            Some(PreparedInputs::protecting(moments, rotation, self.width, feedback, self.columns.clone()))
+            let moments = self.moments.filter(|_| self.feedback)?;
+            Some(PreparedInputs::new(moments.clone(), self.spec, self.columns.clone()))
         };
         self.inputs.get_or_init(prepare).as_ref()
     }
@@ -159,36 +171,30 @@ impl<'a> Setting<'a> {
     }
 
     fn plain(&self, left: &Matrix) -> Result<LowRank, WeightError> {
-        Ok(self.solver.svd(left.as_ref(), self.job.low_rank.rank)?.into_low_rank())
+        Ok(self.solver.svd(left.as_ref(), self.low_rank.rank)?.into_low_rank())
     }
 
     /// The best part of `left`, weighted by the moments if they are known.
     fn leading(&self, left: &Matrix) -> Result<LowRank, WeightError> {
         let Some(root) = self.root() else { return self.plain(left) };
-        let up = self.solver.svd(dense::product(left, root).as_ref(), self.job.low_rank.rank)?.u;
+        let up = self.solver.svd(dense::product(left, root).as_ref(), self.low_rank.rank)?.u;
         let down = dense::transposed_product(&up, left);
         Ok(LowRank { up, down })
     }
 
-    /// The weight coded beside `part`.
-    fn encode(&self, part: &LowRank) -> Result<Candidate, WeightError> {
-        self.codes(Some(part))
-    }
-
-    fn codes(&self, part: Option<&LowRank>) -> Result<Candidate, WeightError> {
-        let part = part.map(|part| (part, self.job.low_rank.storage));
-        match self.inputs() {
-            Some(inputs) => inputs.compress_beside(self.weight.clone(), self.job.codec, part),
-            None => {
-                let (packed, outcome) =
-                    compress_beside(self.weight.clone(), self.job.codec, None, self.job.options, part)?;
-                let output = self.job.moments.as_ref().map(|moments| {
-                    let sums = moments.output_error(self.weight.as_ref(), packed.synthesize().as_ref());
-                    OutputError { sums, damping: 0.0, retries: 0 }
-                });
-                Ok((packed, Outcome { output, ..outcome }))
-            }
-        }
+    /// The weight as codes of what `part` leaves, or of all of it.
+    fn encode(&self, part: Option<&LowRank>) -> Result<Candidate, WeightError> {
+        let spec = self.spec.clone().with_low_rank(part.map(|_| self.low_rank));
+        let encoder = Encoder::new(&spec);
+        let encoder = match self.inputs() {
+            Some(inputs) => encoder.with_inputs(inputs),
+            None => encoder.with_moments(self.moments.cloned()),
+        };
+        let encoder = match part {
+            Some(part) => encoder.with_low_rank(part),
+            None => encoder,
+        };
+        encoder.encode(self.weight.clone())
     }
 
     /// `A − P`: what the codes of `packed` leave.
@@ -203,21 +209,24 @@ impl<'a> Setting<'a> {
         left
     }
 
-    /// The codes of `packed` beside `part`.
-    fn beside(&self, packed: PackedWeight, part: &LowRank) -> Result<Candidate, WeightError> {
-        let packed = packed
-            .with_low_rank(part, self.job.low_rank.storage)
-            .map_err(|error| WeightError::LowRank(Box::new(error)))?;
+    /// The codes of a candidate with `part` in place of its own.
+    fn refit(&self, (packed, outcome): Candidate, part: &LowRank) -> Result<Candidate, WeightError> {
+        let packed = packed.with_low_rank(part, self.low_rank.storage);
+        let packed = packed.map_err(|error| WeightError::LowRank(Box::new(error)))?;
         let dense = packed.synthesize();
         let weight = ErrorSums::between(self.weight.as_slice(), dense.as_slice());
-        let output = self.job.moments.as_ref().map(|moments| {
+        // Damping is that of the codes.
+        let output = outcome.output.zip(self.moments).map(|(output, moments)| {
             let sums = moments.output_error(self.weight.as_ref(), dense.as_ref());
-            // Damping is that of the feedback, where there is one.
-            let (damping, retries) = self.inputs().map_or((0.0, 0), PreparedInputs::damping);
-            OutputError { sums, damping, retries }
+            OutputError { sums, ..output }
         });
         Ok((packed, Outcome { weight, output }))
     }
+}
+
+/// The columns that an [`Encoder`] protects, for `moments` of the right width.
+pub(crate) fn protected_columns(weight: &Matrix, spec: &CodingSpec, moments: Option<&Moments>) -> Vec<u32> {
+    largest_columns(weight.as_ref(), moments.filter(|_| spec.feedback.is_some()), spec.protect)
 }
 
 /// `weight` in the basis of `rotation`, `columns` at zero.
@@ -245,7 +254,7 @@ pub(crate) fn check_moments(shape: Shape, moments: Option<&Moments>) -> Result<(
     }
 }
 
-/// Fits low-rank parts for [`pixel_core::compressor`].
+/// Fits low-rank parts for the plans of [`pixel_core::plan`].
 #[derive(Debug, Clone)]
 pub struct HybridFitter {
     /// Who decomposes.
@@ -255,14 +264,19 @@ pub struct HybridFitter {
 }
 
 impl LowRankFitter for HybridFitter {
-    fn compress(&self, weight: Matrix, job: FitJob<'_>) -> Result<(PackedWeight, Outcome), WeightError> {
-        let Fit { packed, outcome, .. } = fit(&weight, job, self.rounds, &*self.solver)?;
+    fn compress(
+        &self,
+        weight: Matrix,
+        spec: &CodingSpec,
+        moments: Option<Moments>,
+    ) -> Result<(PackedWeight, Outcome), WeightError> {
+        let Fit { packed, outcome, .. } = fit(&weight, spec, moments.as_ref(), self.rounds, &*self.solver)?;
         Ok((packed, outcome))
     }
 
-    fn residual(&self, mut weight: Matrix, job: FitJob<'_>) -> Result<Matrix, WeightError> {
+    fn residual(&self, mut weight: Matrix, spec: &CodingSpec, moments: Option<Moments>) -> Result<Matrix, WeightError> {
         let part = {
-            let setting = Setting::new(&weight, job, &*self.solver)?;
+            let setting = Setting::new(&weight, spec, moments.as_ref(), &*self.solver)?;
             let mut product = setting.start()?.product();
             if let Some(rotation) = &setting.rotation {
                 let mut scratch = rotation.scratch();
@@ -277,8 +291,8 @@ impl LowRankFitter for HybridFitter {
 
     fn peak_bytes(&self, shape: Shape) -> u64 {
         let (m, n) = (shape.d_output() as u64, shape.d_input() as u64);
-        // Target, what is left, its weighted form, a copy for the codes, two candidates' dense forms and codes; the solver's
-        // copy and both orthogonal factors. Then `C` and three forms of `H`.
+        // Target, what is left, its weighted form, a copy for the codes, two candidates' dense forms and codes; the
+        // solver's copy and both orthogonal factors. Then `C` and three forms of `H`.
         4 * m * n * 10 + 4 * m.min(n) * (m + n) + n * n * (4 + 3 * 8)
     }
 }

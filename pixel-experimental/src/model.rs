@@ -2,13 +2,22 @@
 
 use crate::fit::HybridFitter;
 use crate::rank::{Verdict, auto_rank};
+use pixel_core::archive::calibration::Calibration;
 use pixel_core::archive::{ArchiveError, Checkpoint};
-use pixel_core::calibration::Calibration;
-use pixel_core::compressor::{FitJob, LowRankFitter, Plan, PlanItem, Progress, for_each_item};
-use pixel_core::recipe::{Decision, Recipe, Rule, Treatment};
-use pixel_core::{EncodeOptions, FactorStorage, LowRankSpec, Shape};
+use pixel_core::compressor::{Progress, for_each_item};
+use pixel_core::plan::{CompiledRecipe, LowRankFitter, Plan, PlanItem, Recipe, Rule, Treatment, num_workers};
+use pixel_core::{FactorStorage, LowRankSpec, Shape};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a search for ranks goes by.
+#[derive(Debug, Clone)]
+pub struct RankRequest {
+    /// What the layers read, if it is known.
+    pub calibration: Option<Arc<Calibration>>,
+    /// What fits low-rank parts.
+    pub fitter: HybridFitter,
+}
 
 /// What was found out for a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -39,37 +48,31 @@ impl Ranks {
     }
 }
 
-/// Looks for a low-rank part that pays ([`auto_rank`]) in every weight that `recipe` compresses and for which it does not
-/// name a rank, and writes what was found into the recipe. Nothing is random: the same input gives the same recipe.
+/// Looks for a low-rank part that pays ([`auto_rank`]) in every weight that `recipe` compresses and for which it does
+/// not name a rank, and writes what was found into the recipe. Nothing is random: the same input gives the same recipe.
 ///
 /// # Errors
 /// [`ArchiveError`], as for a run.
 pub fn choose_ranks(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
-    calibration: Option<&Arc<Calibration>>,
-    fitter: &HybridFitter,
+    request: &RankRequest,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Ranks, ArchiveError> {
     let compiled = recipe.clone().compile()?;
     let mut plan = Plan::new(checkpoint, &compiled)?;
-    if let Some(calibration) = calibration {
+    if let Some(calibration) = &request.calibration {
         plan = plan.with_calibration(checkpoint, Arc::clone(calibration))?;
     }
-    // Rank and storage that the recipe names for a tensor.
-    let named = |name: &str| {
-        let class = if compiled.is_embedding(name) { &recipe.embeddings } else { &recipe.layers };
-        let rule = compiled.rule(name).map(|rule| &rule.treatment);
-        (rule.and_then(|rule| rule.rank).or(class.rank), rule.and_then(|rule| rule.factors).or(class.factors))
-    };
-    let open = |item: &&PlanItem| matches!(item.decision, Decision::Compress { .. }) && named(&item.name).0.is_none();
-    let mut items: Vec<&PlanItem> = plan.items().iter().filter(open).collect();
+    let open = |item: &&PlanItem| named(&compiled, &item.name).0.is_none();
+    let compressed = plan.items().iter().filter(|item| item.decision.coding().is_some());
+    let mut items: Vec<&PlanItem> = compressed.filter(open).collect();
     items.sort_by_key(|item| std::cmp::Reverse(item.num_weights()));
     let found = Mutex::new(Vec::new());
     for_each_item(threads, &items, checkpoint.root(), progress, |item| {
-        let storage = named(&item.name).1.unwrap_or_default();
-        let tensor = look_at(checkpoint, &plan, item, storage, fitter)?;
+        let storage = named(&compiled, &item.name).1.unwrap_or_default();
+        let tensor = look_at(checkpoint, &plan, item, storage, &request.fitter)?;
         found.lock().unwrap_or_else(PoisonError::into_inner).push((tensor, storage));
         progress.tensor_done(&item.name, item.num_weights());
         Ok(())
@@ -89,6 +92,13 @@ pub fn choose_ranks(
     Ok(Ranks { recipe, tensors: found.into_iter().map(|(tensor, _)| tensor).collect() })
 }
 
+/// Rank and storage that a recipe names for the tensor `name`.
+fn named(recipe: &CompiledRecipe, name: &str) -> (Option<usize>, Option<FactorStorage>) {
+    let class = recipe.class_treatment(name);
+    let rule = recipe.rule(name).map(|rule| &rule.treatment);
+    (rule.and_then(|rule| rule.rank).or(class.rank), rule.and_then(|rule| rule.factors).or(class.factors))
+}
+
 fn look_at(
     checkpoint: &Checkpoint,
     plan: &Plan,
@@ -96,32 +106,22 @@ fn look_at(
     storage: FactorStorage,
     fitter: &HybridFitter,
 ) -> Result<RankedTensor, ArchiveError> {
-    let Decision::Compress { codec, rotation, protect, feedback, .. } = &item.decision else {
-        unreachable!("only weights that are compressed")
-    };
-    let weight = plan.weight(checkpoint, item)?;
-    let moments = match plan.calibration() {
-        Some(calibration) => calibration.moments(&item.name)?,
-        None => None,
-    };
-    let job = FitJob {
-        codec,
-        low_rank: LowRankSpec { rank: 1, storage },
-        moments,
-        feedback: *feedback,
-        options: EncodeOptions { rotation: *rotation, protect: *protect, feedback: plan.feedback() },
-    };
-    let verdict = auto_rank(&weight, job, fitter.rounds, &*fitter.solver);
+    let spec = item.decision.coding().expect("only weights that are compressed");
+    // Of the part, the storage alone is read.
+    let spec = spec.clone().with_low_rank(Some(LowRankSpec { rank: 1, storage }));
+    let (weight, moments) = (plan.weight(checkpoint, item)?, plan.moments(&item.name)?);
+    let verdict = auto_rank(&weight, &spec, moments.as_ref(), fitter.rounds, &*fitter.solver);
     let verdict = verdict.map_err(|source| plan.weight_error(checkpoint, item, source))?;
     Ok(RankedTensor { name: item.name.clone(), shape: weight.shape(), verdict })
 }
 
-/// An upper estimate of the memory in bytes that [`choose_ranks`] takes beyond the mapped input, with `threads` workers, for
-/// the weights that `plan` compresses.
+/// An upper estimate of the memory in bytes that [`choose_ranks`] takes beyond the mapped input, with `threads`
+/// workers, or one for each processor if that is 0, for the weights that `plan` compresses.
 pub fn search_memory(plan: &Plan, fitter: &HybridFitter, threads: usize) -> u64 {
-    let compressed = plan.items().iter().filter(|item| matches!(item.decision, Decision::Compress { .. }));
-    let shapes = compressed.filter_map(|item| Shape::new(item.shape[0], item.shape[1]).ok());
-    let mut bytes: Vec<u64> = shapes.map(|shape| fitter.peak_bytes(shape) + 4 * shape.num_weights() as u64).collect();
+    let shapes = plan.items().iter().filter_map(|item| item.coding().map(|(_, shape)| shape));
+    let bytes = |shape: Shape| fitter.peak_bytes(shape) + 4 * shape.num_weights() as u64;
+    let mut bytes: Vec<u64> = shapes.map(bytes).collect();
     bytes.sort_unstable_by(|a, b| b.cmp(a));
-    bytes.into_iter().take(threads).sum()
+    let workers = num_workers(threads, bytes.len());
+    bytes.into_iter().take(workers).sum()
 }

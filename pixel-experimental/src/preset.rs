@@ -1,6 +1,6 @@
 //! Presets by the kind of layer, as the original's adaptive compressor had them.
 
-use pixel_core::recipe::{Recipe, Rule, Treatment};
+use pixel_core::plan::{Recipe, Rule, Treatment};
 use serde::Serialize;
 
 /// What a weight does in a transformer.
@@ -17,23 +17,30 @@ pub enum LayerKind {
     FeedForwardIn,
     /// The last layer of an MLP.
     FeedForwardOut,
-    /// Embeddings and output heads, as recipes tell them.
+    /// Embeddings and output heads, as recipes know them.
     Embedding,
     /// Any other.
     Other,
 }
 
-/// The kinds that have a rule of their own, each with the names that BERT, GPT-2, Llama, NeoX, T5 and their like give it.
+/// The kinds that have a rule of their own, each with the names that BERT, GPT-2, Llama, NeoX, T5 and their like give
+/// it.
 const NAMES: [(LayerKind, &str); 5] = [
     (LayerKind::QueryKey, r"(^|\.)(query|key|q_proj|k_proj|q_lin|k_lin|q|k)\.weight$"),
     (
         LayerKind::ValueOutput,
-        r"(^|\.)(value|v_proj|o_proj|out_proj|out_lin|v_lin|v|o)\.weight$|attention\.(output\.)?dense\.weight$|attn\.c_proj\.weight$",
+        concat!(
+            r"(^|\.)(value|v_proj|o_proj|out_proj|out_lin|v_lin|v|o)\.weight$",
+            r"|attention\.(output\.)?dense\.weight$|attn\.c_proj\.weight$",
+        ),
     ),
     (LayerKind::Fused, r"(^|\.)(qkv|qkv_proj|query_key_value|Wqkv|c_attn)\.weight$"),
     (
         LayerKind::FeedForwardIn,
-        r"(^|\.)(gate_proj|up_proj|gate_up_proj|c_fc|fc1|lin1|wi|wi_0|wi_1|dense_h_to_4h)\.weight$|intermediate\.dense\.weight$",
+        concat!(
+            r"(^|\.)(gate_proj|up_proj|gate_up_proj|c_fc|fc1|lin1|wi|wi_0|wi_1|dense_h_to_4h)\.weight$",
+            r"|intermediate\.dense\.weight$",
+        ),
     ),
     (
         LayerKind::FeedForwardOut,
@@ -54,7 +61,7 @@ impl LayerKind {
     /// ```
     pub fn of(name: &str) -> Self {
         let matches = |pattern: &str| regex::Regex::new(pattern).expect("a fixed expression").is_match(name);
-        if matches(pixel_core::recipe::EMBEDDINGS) {
+        if matches(pixel_core::plan::EMBEDDINGS) {
             return Self::Embedding;
         }
         NAMES.into_iter().find(|(_, pattern)| matches(pattern)).map_or(Self::Other, |(kind, _)| kind)
@@ -69,13 +76,13 @@ impl LayerKind {
 /// | balanced | 2.5 | 4 | 3 | 3 | 3 | `uniform:8` |
 /// | maximal compression | 2 | 3 | 2.5 | 2 | 2 | `uniform:4` |
 ///
-/// A rule of thumb, not measured against other such tables: where rates were allocated by measured losses, MiniLM's values
-/// and outputs of attentions got more than its queries. With a calibration, [`pixel_core::compressor::allocate_rates`]
-/// measures. Ranks are not part of a preset: where a low-rank part pays is a property of the weight, and
-/// [`choose_ranks`](crate::choose_ranks) finds it.
+/// A rule of thumb, not measured against other such tables: where rates were allocated by measured losses, MiniLM's
+/// values and outputs of attentions got more than its queries. With a calibration,
+/// [`pixel_core::compressor::allocate_rates`] measures. Ranks are not part of a preset: where a low-rank part pays is a
+/// property of the weight, and [`choose_ranks`](crate::choose_ranks) finds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Preset {
-    /// Hardly to be told from the source.
+    /// All but the same as the source.
     HighQuality,
     /// About three bits.
     Balanced,
@@ -120,7 +127,7 @@ mod tests {
     use LayerKind::*;
 
     #[test]
-    fn kinds_are_told_by_the_names_of_real_checkpoints() {
+    fn kinds_follow_from_the_names_of_real_checkpoints() {
         for (name, kind) in [
             ("encoder.layer.0.attention.self.query.weight", QueryKey),
             ("encoder.layer.0.attention.self.value.weight", ValueOutput),
@@ -155,9 +162,9 @@ mod tests {
             (Preset::MaxCompression, [2.0, 3.0, 2.5, 2.0, 2.0, 4.0]),
         ] {
             let recipe = preset.recipe().compile().unwrap();
-            let found = names.each_ref().map(|name| match recipe.decide(name, &[64, 64], true).unwrap() {
-                pixel_core::recipe::Decision::Compress { codec, .. } => codec.bits,
-                keep => panic!("{keep:?}"),
+            let found = names.each_ref().map(|name| {
+                let decision = recipe.decide(name, &[64, 64], true).unwrap();
+                decision.coding().unwrap().codec.bits
             });
             assert_eq!(found, bits, "{preset:?}");
         }

@@ -1,23 +1,21 @@
 //! Which rank pays for its bits.
 //!
-//! Codes of `b` bits a weight leave an error `∝ 4^(−b)`. A part of rank `r` that adds `Δ` bits pays if it divides the error
-//! by more than `4^Δ`, the [break-even](break_even). What it can divide it by is known before anything is coded:
+//! Codes of `b` bits a weight leave an error `∝ 4^(−b)`. A part of rank `r` that adds `Δ` bits pays if it divides the
+//! error by more than `4^Δ`, the [break-even](break_even). What it can divide it by is known before anything is coded:
 //!
-//! - the codes' error is a share of the energy that they code: with the fraction `f` of it in `r` directions, `1 − f` is
-//!   left, and what is lost of `f` by rounding the factors;
-//! - without error feedback the codes' error is spread evenly over the rotated inputs, and the outputs feel it as strongly
-//!   as these are: with the fraction `g` of the inputs' power in `r` directions, a part fitted to the error takes away at
-//!   most `g` of it. (Feedback has taken that away already.)
+//! - the codes' error is a share of the energy that they code: with the fraction `f` of it in `r` directions, `1 − f`
+//!   is left, and what is lost of `f` by rounding the factors;
+//! - without error feedback the codes' error is spread evenly over the rotated inputs, and the outputs feel it as
+//!   strongly as these are: with the fraction `g` of the inputs' power in `r` directions, a part fitted to the error
+//!   takes away at most `g` of it. (Feedback has taken that away already.)
 //!
-//! Both are bounds of what happens, not what happens: factors are rounded, and rows that lose their spike unevenly are met
-//! unevenly. So [`auto_rank`] tries what they promise, and decides by what it measures.
+//! Both are bounds of what happens, not what happens: factors are rounded, and rows that lose their spike unevenly are
+//! met unevenly. So [`auto_rank`] tries what they promise, and decides by what it measures.
 
 use crate::dense;
-use crate::fit::{Fit, check_finite, check_moments, fit, loss};
+use crate::fit::{Fit, check_finite, check_moments, fit, loss, protected_columns};
 use crate::svd::SvdSolver;
-use pixel_core::compressor::FitJob;
-use pixel_core::protected::largest_columns;
-use pixel_core::{FactorStorage, LowRankSpec, Matrix, Shape, WeightError};
+use pixel_core::{CodingSpec, Encoder, FactorStorage, LowRankSpec, Matrix, Moments, Shape, WeightError};
 use serde::Serialize;
 
 /// The largest rank that is looked at: two bits a weight where both sides are 1024, half a bit where they are 4096.
@@ -28,9 +26,9 @@ pub fn break_even(bits: f64) -> f64 {
     4f64.powf(-bits)
 }
 
-/// The share of a part's energy that the rounding of its factors leaves to the codes. In 8 bits, 128 normal numbers reach
-/// 2.7 deviations, so that a step is 2.7/127 of one, and its square over 12 is the error of either factor; in F16 a step is
-/// at most 2⁻¹⁰ of the number.
+/// The share of a part's energy that the rounding of its factors leaves to the codes. In 8 bits, 128 normal numbers
+/// reach 2.7 deviations, so that a step is 2.7/127 of one, and its square over 12 is the error of either factor; in F16
+/// a step is at most 2⁻¹⁰ of the number.
 fn rounding(storage: FactorStorage) -> f64 {
     match storage {
         FactorStorage::Int8 => 2.0 * (2.7f64 / 127.0).powi(2) / 12.0,
@@ -55,53 +53,60 @@ pub struct Verdict {
     pub measured: Option<f64>,
 }
 
-/// The rank of a low-rank part for `weight` that beats the same bits spent on codes, by the spectra of weight and inputs
-/// and then by trial. The rank of `job.low_rank` is not read.
+/// The rank of a low-rank part for `weight` that beats the same bits spent on codes, by the spectra of weight and
+/// inputs and then by trial. Of the part that `spec` names, the storage alone is read; the default is taken if it names
+/// none.
 ///
 /// # Errors
 /// As [`fit`].
 pub fn auto_rank(
     weight: &Matrix,
-    job: FitJob<'_>,
+    spec: &CodingSpec,
+    moments: Option<&Moments>,
     rounds: usize,
     solver: &dyn SvdSolver,
 ) -> Result<Verdict, WeightError> {
     let shape = weight.shape();
     check_finite(weight)?;
-    check_moments(shape, job.moments.as_ref())?;
-    let storage = job.low_rank.storage;
+    check_moments(shape, moments)?;
+    let storage = spec.low_rank.map(|part| part.storage).unwrap_or_default();
     let largest = shape.d_output().min(shape.d_input()).min(LARGEST);
-    let feedback = job.feedback && job.moments.is_some();
-    let moments = job.moments.as_ref().filter(|_| feedback);
-    let columns = largest_columns(weight.as_ref(), moments, job.options.protect);
+    let columns = protected_columns(weight, spec, moments);
     let mut left = Left::new(&dense::without_columns(weight.clone(), &columns), largest, solver)?;
-    if let (Some(moments), false) = (&job.moments, feedback) {
+    if let (Some(moments), None) = (moments, spec.feedback) {
         left.inputs = dense::eigenvalue_shares(&moments.clone().without(&columns), left.weight.len())?;
     }
-    let spec = |rank| LowRankSpec { rank, storage };
+    let part = |rank| LowRankSpec { rank, storage };
     let promise = |rank: usize| {
         let left = left.after(rank);
         left + rounding(storage) * (1.0 - left)
     };
-    let value = |rank: usize| promise(rank) / break_even(spec(rank).bits_per_weight(shape));
+    let value = |rank: usize| promise(rank) / break_even(part(rank).bits_per_weight(shape));
     let candidate = (1..=largest).min_by(|&a, &b| value(a).total_cmp(&value(b))).unwrap_or(1);
-    let extra_bits = spec(candidate).bits_per_weight(shape);
+    let extra_bits = part(candidate).bits_per_weight(shape);
     let (even, promised) = (break_even(extra_bits), promise(candidate));
     let mut verdict = Verdict { rank: 0, candidate, extra_bits, break_even: even, promised, measured: None };
     if promised < even {
-        let job = FitJob { low_rank: spec(candidate), ..job };
-        let measured = tried(weight, job, rounds, solver)?;
+        let spec = spec.clone().with_low_rank(Some(part(candidate)));
+        let measured = tried(weight, &spec, moments, rounds, solver)?;
         verdict.measured = Some(measured);
         verdict.rank = if measured < even { candidate } else { 0 };
     }
     Ok(verdict)
 }
 
-/// The ratio of errors with and without the part that `job` asks for.
-fn tried(weight: &Matrix, job: FitJob<'_>, rounds: usize, solver: &dyn SvdSolver) -> Result<f64, WeightError> {
-    let plain = crate::compressor::plain(weight, &job)?;
-    let Fit { outcome, .. } = fit(weight, job, rounds, solver)?;
-    let (with, without) = (loss(&outcome), loss(&plain.1));
+/// The ratio of errors with and without the part that `spec` names.
+fn tried(
+    weight: &Matrix,
+    spec: &CodingSpec,
+    moments: Option<&Moments>,
+    rounds: usize,
+    solver: &dyn SvdSolver,
+) -> Result<f64, WeightError> {
+    let plain = spec.clone().with_low_rank(None);
+    let (_, plain) = Encoder::new(&plain).with_moments(moments.cloned()).encode(weight.clone())?;
+    let Fit { outcome, .. } = fit(weight, spec, moments, rounds, solver)?;
+    let (with, without) = (loss(&outcome), loss(&plain));
     Ok(if without == 0.0 { 1.0 } else { with / without })
 }
 
@@ -127,7 +132,8 @@ impl Left {
     }
 }
 
-/// The smallest rank whose directions hold the fraction `threshold` of the energy of `weight`: the rule of the original.
+/// The smallest rank whose directions hold the fraction `threshold` of the energy of `weight`: the rule of the
+/// original.
 ///
 /// # Errors
 /// As the solver.

@@ -1,7 +1,11 @@
-//! The hybrid on weights whose answer is known: spikes are found and pay, noise is left alone, the best iterate is kept.
+//! The hybrid on weights whose answer is known: spikes are found and pay, noise is left alone, the best iterate is
+//! kept.
 
-use pixel_core::compressor::FitJob;
-use pixel_core::{EncodeOptions, FactorStorage, LowRankSpec, Matrix, Moments, Shape, WeightError};
+use approx::relative_eq;
+use pixel_core::plan::LowRankFitter;
+use pixel_core::{
+    CodingSpec, ConfigError, FactorStorage, FeedbackOptions, LowRankSpec, Matrix, Moments, Shape, WeightError,
+};
 use pixel_experimental::svd::{FaerSvd, Svd, SvdError, SvdSolver};
 use pixel_experimental::{
     FitStep, HybridFitter, RankChoice, RateChoice, SVDHybridCompressor, auto_rank, break_even, fit,
@@ -38,10 +42,12 @@ fn compressor(rank: RankChoice) -> SVDHybridCompressor {
     SVDHybridCompressor { rank, codec: "trellis:2:window=10".parse().unwrap(), ..Default::default() }
 }
 
-fn job(codec: &pixel_core::CodecSpec, rank: usize, moments: Option<Moments>, feedback: bool) -> FitJob<'_> {
-    let low_rank = LowRankSpec { rank, storage: FactorStorage::Int8 };
-    let options = EncodeOptions { rotation: Some(0), ..Default::default() };
-    FitJob { codec, low_rank, moments, feedback, options }
+/// A rotated weight by `codec` with a part of `rank`, with error feedback or without.
+fn coding(codec: &str, rank: usize, feedback: bool) -> CodingSpec {
+    CodingSpec::new(codec.parse().unwrap())
+        .with_rotation(Some(0))
+        .with_low_rank(Some(LowRankSpec { rank, storage: FactorStorage::Int8 }))
+        .with_feedback(feedback.then_some(FeedbackOptions::DEFAULT))
 }
 
 #[test]
@@ -80,13 +86,13 @@ fn a_spike_is_found_with_its_rank_and_pays() {
         let extra = found.packed.bits_per_weight() - never.packed.bits_per_weight();
         let ratio = loss(&found) / loss(&never);
         assert!(ratio < 0.55 * break_even(extra), "{ratio} {extra}");
-        // What was told is what a dense comparison finds.
+        // What is reported is what a dense comparison finds.
         let dense = compressor(RankChoice::Auto).decompress(&found);
-        let error = pixel_core::metrics::relative_error(weight.as_slice(), dense.as_slice());
-        assert!((error / found.reconstruction_error - 1.0).abs() < 1e-3, "{error}");
+        let error = pixel_core::math::metrics::relative_error(weight.as_slice(), dense.as_slice());
+        assert!(relative_eq!(error, found.reconstruction_error, max_relative = 1e-3), "{error}");
         if let Some(inputs) = &inputs {
             let measured = inputs.output_error(weight.as_ref(), dense.as_ref()).relative_mse();
-            assert!((measured / found.output_loss.unwrap() - 1.0).abs() < 1e-3, "{measured}");
+            assert!(relative_eq!(measured, found.output_loss.unwrap(), max_relative = 1e-3), "{measured}");
         }
         let sizes = found.size_breakdown;
         assert_eq!(sizes.total(), found.packed.num_bytes());
@@ -96,11 +102,12 @@ fn a_spike_is_found_with_its_rank_and_pays() {
     }
 }
 
-/// Without feedback the outputs feel errors along the inputs' strong directions; a part fitted to the error takes them away.
+/// Without feedback the outputs feel errors along the inputs' strong directions; a part fitted to the error takes them
+/// away.
 #[test]
 fn without_feedback_strong_inputs_make_a_part_pay() {
     let (weight, inputs) = (gaussian(512, 512, 1), moments(512, 3, 2.0));
-    let without = |rank| SVDHybridCompressor { feedback: false, ..compressor(rank) };
+    let without = |rank| SVDHybridCompressor { feedback: None, ..compressor(rank) };
     let found = without(RankChoice::Auto).compress(&weight, Some(&inputs)).unwrap();
     let never = without(RankChoice::Never).compress(&weight, Some(&inputs)).unwrap();
     assert!((2..=4).contains(&found.svd_rank), "{:?}", found.verdict);
@@ -116,18 +123,18 @@ fn without_feedback_strong_inputs_make_a_part_pay() {
 #[test]
 fn the_best_iterate_is_kept() {
     let (weight, inputs) = (spike(128, 192, 2, 0.3), moments(192, 2, 1.0));
-    let codec = "additive:2".parse().unwrap();
-    for (inputs, feedback) in [(None, false), (Some(inputs.clone()), false), (Some(inputs), true)] {
-        let found = fit(&weight, job(&codec, 2, inputs.clone(), feedback), 3, &FaerSvd).unwrap();
+    for (inputs, feedback) in [(None, false), (Some(&inputs), false), (Some(&inputs), true)] {
+        let spec = coding("additive:2", 2, feedback);
+        let found = fit(&weight, &spec, inputs, 3, &FaerSvd).unwrap();
         let loss = found.outcome.output.map_or(found.outcome.weight, |output| output.sums).relative_mse();
         let least = found.steps.iter().map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
         assert_eq!(loss, least, "{:?}", found.steps);
         let dense = found.packed.synthesize();
-        let measured = match &inputs {
+        let measured = match inputs {
             Some(inputs) => inputs.output_error(weight.as_ref(), dense.as_ref()),
-            None => pixel_core::metrics::ErrorSums::between(weight.as_slice(), dense.as_slice()),
+            None => pixel_core::math::metrics::ErrorSums::between(weight.as_slice(), dense.as_slice()),
         };
-        assert!((measured.relative_mse() / loss - 1.0).abs() < 1e-3, "{measured:?} {loss}");
+        assert!(relative_eq!(measured.relative_mse(), loss, max_relative = 1e-3), "{measured:?} {loss}");
         // Refitting the factors to given codes never makes it worse but for their rounding.
         for pair in found.steps.windows(2) {
             if let [(FitStep::Codes, before), (FitStep::Factors, after)] = pair {
@@ -135,7 +142,7 @@ fn the_best_iterate_is_kept() {
             }
         }
         // And the whole is better than the start alone.
-        let one = fit(&weight, job(&codec, 2, inputs.clone(), feedback), 0, &FaerSvd).unwrap();
+        let one = fit(&weight, &spec, inputs, 0, &FaerSvd).unwrap();
         let start = one.outcome.output.map_or(one.outcome.weight, |output| output.sums).relative_mse();
         assert!(loss <= start, "{loss} {start}");
     }
@@ -145,15 +152,9 @@ fn the_best_iterate_is_kept() {
 #[test]
 fn the_weighted_part_is_the_best_of_its_rank() {
     let (weight, inputs) = (gaussian(24, 32, 1), moments(32, 3, 2.0));
-    let codec = "uniform:8".parse().unwrap();
-    let base = FitJob {
-        low_rank: LowRankSpec { rank: 3, storage: FactorStorage::F16 },
-        ..job(&codec, 3, Some(inputs.clone()), false)
-    };
-    let base = FitJob { options: EncodeOptions::default(), ..base };
+    let spec = coding("uniform:8", 3, false).with_rotation(None);
     let fitter = HybridFitter { solver: Arc::new(FaerSvd), rounds: 0 };
-    use pixel_core::compressor::LowRankFitter;
-    let left = fitter.residual(weight.clone(), base).unwrap();
+    let left = fitter.residual(weight.clone(), &spec, Some(inputs.clone())).unwrap();
     let loss = |left: &Matrix| inputs.output_error(left.as_ref(), Matrix::zeros(left.shape()).as_ref()).power;
     let best = loss(&left);
     for seed in 0..40 {
@@ -187,6 +188,10 @@ fn thresholds_are_the_originals() {
     assert_eq!(by_thresholds(0.3, 0.3).svd_rank, 1);
     // Nothing reaches this: the highest rate is the best there is.
     assert_eq!(by_thresholds(0.85, 1e-9).packed.header().codec.bits, 4.0);
+    // Half a bit is too little for a tile of 9 weights: the rates begin above it.
+    let tiles = SVDHybridCompressor { codec: "matching:2:tile=3".parse().unwrap(), ..compressor(RankChoice::Never) };
+    let found = SVDHybridCompressor { rate: RateChoice::Error(1.0), ..tiles }.compress(&weight, None).unwrap();
+    assert_eq!(found.packed.header().codec.bits, 1.0);
 }
 
 #[test]
@@ -209,8 +214,7 @@ fn protected_columns_are_left_to_themselves() {
     let mut weight = gaussian(96, 128, 5);
     weight.as_mut_slice().chunks_mut(128).for_each(|row| row[17] *= 100.0);
     let with = |protect, rank| {
-        let options = EncodeOptions { rotation: Some(0), protect, ..Default::default() };
-        let found = SVDHybridCompressor { options, ..compressor(rank) }.compress(&weight, None).unwrap();
+        let found = SVDHybridCompressor { protect, ..compressor(rank) }.compress(&weight, None).unwrap();
         (found.svd_rank, found.reconstruction_error)
     };
     let (auto, never) = (with(0, RankChoice::Auto), with(0, RankChoice::Never));
@@ -243,13 +247,50 @@ fn zeros_and_rows_and_bad_values_are_handled() {
     assert!(matches!(error, WeightError::MomentsWidth { found: 9, .. }));
     for (rank, expected) in [
         (RankChoice::Energy(1.5), "svd_energy_threshold = 1.5 is outside 0 to 1"),
-        (RankChoice::Budget(-1.0), "budget = -1 is outside numbers from 0 on"),
-        (RankChoice::Fixed(0), "rank = 0 is outside numbers above 0"),
+        (RankChoice::Budget(-1.0), "budget = -1 is outside 0 and above"),
+        (RankChoice::Fixed(0), "rank = 0 is outside 1 and above"),
     ] {
         assert_eq!(compressor(rank).compress(&gaussian(8, 8, 1), None).unwrap_err().to_string(), expected);
     }
     let compressor = SVDHybridCompressor { rate: RateChoice::Error(f64::NAN), ..auto };
     assert!(compressor.compress(&gaussian(8, 8, 1), None).unwrap_err().to_string().contains("pattern_error_threshold"));
+}
+
+#[test]
+fn a_model_that_cannot_be_compressed_is_an_error_that_names_the_weight() {
+    let mut bad = gaussian(8, 8, 1);
+    bad.as_mut_slice()[9] = f32::NAN;
+    let weights = [("a", gaussian(8, 8, 2)), ("b", bad.clone()), ("c", bad)];
+    let weights = weights.map(|(name, weight)| (name.to_owned(), weight)).into();
+    let compress = || -> Result<usize, Box<dyn std::error::Error>> {
+        Ok(compressor(RankChoice::Never).compress_model(&weights, &[].into())?.len())
+    };
+    let error = compress().unwrap_err();
+    assert_eq!(error.to_string(), "tensor \"b\"");
+    let source = error.source().map(ToString::to_string);
+    assert_eq!(source.as_deref(), Some("the weight at row 1, column 1 is NaN"));
+}
+
+#[test]
+fn a_request_without_a_part_has_nothing_to_fit() {
+    let weight = gaussian(8, 9, 1);
+    let spec = coding("additive:2", 1, false).with_low_rank(None);
+    let error = fit(&weight, &spec, None, 1, &FaerSvd).unwrap_err();
+    assert_eq!(error, WeightError::Config(ConfigError::Rank { rank: 0, shape: weight.shape() }));
+}
+
+/// Feedback makes up for errors that were measured under the damping that it reports; a part fitted afterwards keeps
+/// it.
+#[test]
+fn the_damping_reported_is_that_of_the_codes() {
+    let (weight, inputs) = (spike(64, 96, 2, 0.3), moments(96, 2, 1.0));
+    for rounds in [0, 2] {
+        for (feedback, damping) in [(true, FeedbackOptions::DEFAULT.damping), (false, 0.0)] {
+            let found = fit(&weight, &coding("additive:2", 2, feedback), Some(&inputs), rounds, &FaerSvd).unwrap();
+            let output = found.outcome.output.unwrap();
+            assert_eq!((output.damping, output.retries), (damping, 0), "{rounds} {feedback} {:?}", found.steps);
+        }
+    }
 }
 
 #[test]
@@ -264,13 +305,13 @@ fn a_solver_that_fails_is_named() {
             Err(SvdError::Failed { solver: "broken", message: "gave up".into() })
         }
     }
-    let codec = "additive:2".parse().unwrap();
-    let error = auto_rank(&gaussian(8, 8, 1), job(&codec, 1, None, false), 1, &Broken).unwrap_err();
+    let spec = coding("additive:2", 1, false);
+    let error = auto_rank(&gaussian(8, 8, 1), &spec, None, 1, &Broken).unwrap_err();
     assert_eq!(error.to_string(), "the singular value decomposition by broken failed: gave up");
 }
 
-/// A part that is measured to be no gain is refused, whatever its spectrum promises: here the vectors are not those that
-/// the values belong to.
+/// A part that is measured to be no gain is refused, whatever its spectrum promises: here the vectors are not those
+/// that the values belong to.
 #[test]
 fn a_promise_that_is_not_kept_is_refused() {
     #[derive(Debug)]
@@ -289,8 +330,8 @@ fn a_promise_that_is_not_kept_is_refused() {
         }
     }
     let weight = gaussian(64, 64, 1);
-    let codec = "trellis:2:window=10".parse().unwrap();
-    let verdict = auto_rank(&weight, job(&codec, 1, None, false), 1, &Boastful).unwrap();
+    let spec = coding("trellis:2:window=10", 1, false);
+    let verdict = auto_rank(&weight, &spec, None, 1, &Boastful).unwrap();
     let measured = verdict.measured.unwrap();
     assert!(verdict.promised < 0.3 && measured > verdict.break_even && verdict.rank == 0, "{verdict:?}");
 }

@@ -4,14 +4,14 @@ use crate::dense::PixelModule;
 use crate::error::LayerError;
 use crate::linear::rotation;
 use crate::synthesis::SynthesisMode;
-use crate::weight::{PatternWeight, read_floats};
+use crate::weight::{PatternWeight, encode, read_floats};
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::nn::Embedding;
 use burn::tensor::{Device, Int, Tensor};
 use pixel_core::archive::Archive;
-use pixel_core::metrics::ErrorSums;
-use pixel_core::{CodecSpec, Matrix, PackedWeight, Shape, compress_owned};
+use pixel_core::math::metrics::ErrorSums;
+use pixel_core::{CodecSpec, Matrix, PackedWeight, Shape};
 
 /// How a [`PIXELEmbedding`] is made.
 ///
@@ -46,13 +46,13 @@ impl PIXELEmbeddingConfig {
     /// A new table: random codes, standard deviation 1, as Burn's `Embedding`.
     ///
     /// # Panics
-    /// If the configuration is invalid: [`try_init`](Self::try_init) says it in a `Result`.
+    /// If the configuration is invalid: [`try_init`](Self::try_init) returns it as an error.
     pub fn init(&self, device: &Device) -> PIXELEmbedding {
         let fail = |error| panic!("PIXELEmbedding {}×{}: {error}", self.n_embedding, self.d_model);
         self.try_init(device).unwrap_or_else(fail)
     }
 
-    /// [`init`](Self::init) for a configuration of somebody else's making.
+    /// [`init`](Self::init) for a configuration that the caller has not checked.
     ///
     /// # Errors
     /// [`LayerError`] for an empty shape, a codec that cannot be built, or a device without an implementation.
@@ -84,7 +84,7 @@ impl PIXELEmbedding {
         let weight = dense.weight.val();
         let [n_embedding, d_model] = weight.dims();
         let matrix = Matrix::new(Shape::new(n_embedding, d_model)?, read_floats("weight", weight)?)?;
-        let (packed, error) = compress_owned(matrix, codec, rotation(codec, None, seed)?)?;
+        let (packed, error) = encode(matrix, codec, rotation(codec, None, seed)?)?;
         Ok((Self::from_packed(&packed, &device)?, error))
     }
 
@@ -99,7 +99,8 @@ impl PIXELEmbedding {
     /// The table whose tensor is `NAME.weight`, packed. Hashes are checked.
     ///
     /// # Errors
-    /// [`LayerError::Archive`] for a name that is not there or not packed and for damaged contents; [`LayerError::Backend`].
+    /// [`LayerError::Archive`] for a name that is not there or not packed and for damaged contents;
+    /// [`LayerError::Backend`].
     pub fn from_archive(archive: &Archive, name: &str, device: &Device) -> Result<Self, LayerError> {
         Self::from_packed(&archive.packed(&format!("{name}.weight"))?, device)
     }

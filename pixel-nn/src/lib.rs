@@ -25,23 +25,24 @@
 //! ```
 //!
 //! # Features
-//! `flex` (default), `ndarray`, `wgpu`, `vulkan`, `metal`, `cuda`, `cpu`: Burn's backends; `autodiff`: training of scales,
-//! dictionaries and low-rank parts, and gradients in [`calibration`]; `models`: whole models of the Llama and BERT
-//! families; `fusion`. One source serves all of them; [`pixel_core::backend`] has the operations.
+//! `flex` (default), `ndarray`, `wgpu`, `vulkan`, `metal`, `cuda`, `cpu`: Burn's backends; `autodiff`: training of
+//! scales, dictionaries and low-rank parts, and gradients in [`calibration`]; `fusion`. One source serves all of them;
+//! [`pixel_core::backend`] has the operations. The crate `pixel-models` builds whole models of the Llama and BERT
+//! families from these layers.
 //!
 //! # Limits
-//! A record holds codes, scales and dictionary, not shape, codec and rotation: it is loaded into a layer made with the
-//! same configuration. Codes are never trained. Products are tuned for x86-64; the GPU
-//! kernels have not been timed.
+//! A record holds codes, scales and dictionary; shape, codec and rotation are in the path of the codes, so that a
+//! record is loaded into a layer made with the same configuration alone. Codes are never trained. Products are tuned
+//! for x86-64; the GPU kernels have not been timed.
 
 pub mod attention;
 pub mod calibration;
+mod codes;
 mod dense;
 mod embedding;
 mod error;
 mod linear;
-#[cfg(feature = "models")]
-pub mod models;
+pub mod prelude;
 pub mod projection;
 pub mod replace;
 mod shared_input;
@@ -53,11 +54,13 @@ pub use dense::PixelModule;
 pub use embedding::{PIXELEmbedding, PIXELEmbeddingConfig};
 pub use error::LayerError;
 pub use linear::{PIXELLinear, PIXELLinearConfig};
+/// The crate of codecs, packed weights and archives: its types appear in the signatures of this one.
+pub use pixel_core;
 pub use projection::Projection;
 pub use replace::{
-    CompressionReport, PatternParam, ReplaceConfig, replace_linear_layers, replace_skeleton, replaced_parameters,
+    PatternParam, ReplaceConfig, ReplacementReport, replace_linear_layers, replace_skeleton, replaced_parameters,
     restore_dense,
 };
 pub use shared_input::SharedInput;
 pub use synthesis::{SynthesisMode, WeightCache};
-pub use weight::{LowRank, PatternWeight, ProtectedParams};
+pub use weight::{LowRankParams, PatternWeight, ProtectedParams};

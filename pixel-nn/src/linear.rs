@@ -5,14 +5,14 @@ use crate::dense::PixelModule;
 use crate::error::LayerError;
 use crate::shared_input::SharedInput;
 use crate::synthesis::SynthesisMode;
-use crate::weight::{LowRank, PatternWeight, read_floats};
+use crate::weight::{LowRankParams, PatternWeight, encode, read_floats};
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::nn::{Initializer, Linear};
 use burn::tensor::{Device, Tensor, TensorData, assert_shape};
 use pixel_core::archive::Archive;
-use pixel_core::metrics::ErrorSums;
-use pixel_core::{CodecSpec, Matrix, PackedWeight, Shape, compress_owned};
+use pixel_core::math::metrics::ErrorSums;
+use pixel_core::{CodecSpec, Matrix, PackedWeight, Shape};
 
 /// How a [`PIXELLinear`] is made.
 ///
@@ -45,21 +45,22 @@ pub struct PIXELLinearConfig {
     /// Default: 0.
     #[config(default = 0)]
     pub seed: u64,
-    /// The rank of a low-rank part beside the patterns, `x·down·up`. Default: none.
+    /// The rank of a low-rank part in addition to the patterns, `x·down·up`. Default: none.
     pub rank: Option<usize>,
 }
 
 impl PIXELLinearConfig {
-    /// A new layer: random codes whose weights have the standard deviation of Burn's default for `Linear`, `1/√(3·d_input)`;
-    /// the bias uniform in `±1/√d_input`; a low-rank part that starts at zero. [`Device::seed`] makes it repeatable.
+    /// A new layer: random codes whose weights have the standard deviation of Burn's default for `Linear`,
+    /// `1/√(3·d_input)`; the bias uniform in `±1/√d_input`; a low-rank part that starts at zero. [`Device::seed`] makes
+    /// it repeatable.
     ///
     /// # Panics
-    /// If the configuration is invalid: [`try_init`](Self::try_init) says it in a `Result`.
+    /// If the configuration is invalid: [`try_init`](Self::try_init) returns it as an error.
     pub fn init(&self, device: &Device) -> PIXELLinear {
         self.try_init(device).unwrap_or_else(|error| panic!("PIXELLinear {}×{}: {error}", self.d_output, self.d_input))
     }
 
-    /// [`init`](Self::init) for a configuration of somebody else's making.
+    /// [`init`](Self::init) for a configuration that the caller has not checked.
     ///
     /// # Errors
     /// [`LayerError`] for an empty shape, a codec that cannot be built, or a device without an implementation.
@@ -68,21 +69,20 @@ impl PIXELLinearConfig {
         let rotation = self.rotation()?;
         let largest = self.d_input.min(self.d_output);
         if let Some(rank) = self.rank.filter(|rank| !(1..=largest).contains(rank)) {
-            let (value, range) = (rank.to_string(), format!("1..={largest}"));
-            return Err(pixel_core::ConfigError::Range { field: "rank", value, range }.into());
+            return Err(pixel_core::ConfigError::Rank { rank, shape }.into());
         }
         let k = 1.0 / (self.d_input as f64).sqrt();
         let weight = PatternWeight::random(shape, &self.codec, rotation, (k / 3f64.sqrt()) as f32, device)?;
         let uniform = Initializer::Uniform { min: -k, max: k };
         let bias = self.bias.then(|| uniform.init([self.d_output], device));
-        let low_rank = self.rank.map(|rank| LowRank {
+        let low_rank = self.rank.map(|rank| LowRankParams {
             down: uniform.init([self.d_input, rank], device),
             up: Initializer::Zeros.init([rank, self.d_output], device),
         });
         // Random numbers need not be rotated.
         let weight = match low_rank {
             None => weight,
-            Some(part) => weight.beside(part),
+            Some(part) => weight.with_rotated_low_rank(part),
         };
         Ok(PIXELLinear { weight, bias, synthesis: SynthesisMode::OnDemand })
     }
@@ -140,7 +140,7 @@ impl PIXELLinear {
         // Burn's layers hold the transpose.
         let values = read_floats("weight", weight.transpose())?;
         let matrix = Matrix::new(Shape::new(d_output, d_input)?, values)?;
-        let (packed, error) = compress_owned(matrix, codec, rotation(codec, None, seed)?)?;
+        let (packed, error) = encode(matrix, codec, rotation(codec, None, seed)?)?;
         let bias = dense.bias.clone();
         let weight = PatternWeight::from_packed(&packed, &device)?;
         Ok((Self { weight, bias, synthesis: SynthesisMode::OnDemand }, error))
@@ -165,7 +165,8 @@ impl PIXELLinear {
     ///
     /// # Errors
     /// [`LayerError::Archive`] for a name that is not there or not packed and for damaged contents;
-    /// [`LayerError::NotFloat`] for a bias that is packed, [`LayerError::BiasShape`] for one that does not fit; [`LayerError::Backend`].
+    /// [`LayerError::NotFloat`] for a bias that is packed, [`LayerError::BiasShape`] for one that does not fit;
+    /// [`LayerError::Backend`].
     pub fn from_archive(archive: &Archive, name: &str, device: &Device) -> Result<Self, LayerError> {
         let packed = archive.packed(&format!("{name}.weight"))?;
         let bias_name = format!("{name}.bias");
@@ -192,12 +193,12 @@ impl PIXELLinear {
         self
     }
 
-    /// Puts a low-rank part beside the patterns, to be trained, say; see [`PatternWeight::with_low_rank`], also for what
-    /// protected columns do to it.
+    /// Adds a low-rank part to the patterns, for training for instance; see [`PatternWeight::with_low_rank`], also for
+    /// what protected columns do to it.
     ///
     /// # Panics
     /// If its shapes are not `[d_input, rank]` and `[rank, d_output]`, or the rank exceeds the shorter side.
-    pub fn with_low_rank(mut self, low_rank: LowRank) -> Self {
+    pub fn with_low_rank(mut self, low_rank: LowRankParams) -> Self {
         self.weight = self.weight.with_low_rank(low_rank);
         self
     }

@@ -5,7 +5,7 @@ use crate::dense::PixelModule;
 use crate::error::LayerError;
 use crate::linear::PIXELLinear;
 use crate::shared_input::SharedInput;
-use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, ParamId};
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 use pixel_core::CodecSpec;
@@ -17,7 +17,7 @@ use pixel_core::CodecSpec;
 #[derive(Module, Debug)]
 #[module(custom_display)]
 #[non_exhaustive]
-#[allow(clippy::large_enum_variant, reason = "a model has few of them beside their tensors, and a box is no module")]
+#[allow(clippy::large_enum_variant, reason = "a model has far fewer of them than numbers, and a box is no module")]
 pub enum Projection {
     /// The weight as it is: `[d_input, d_output]` floats.
     Dense(Linear),
@@ -79,6 +79,15 @@ impl Projection {
         match self {
             Self::Dense(linear) => linear.weight.dtype().size() * self.d_input() * self.d_output(),
             Self::Pixel(linear) => linear.stored_bytes(),
+        }
+    }
+
+    /// The id by which [`calibrate`](crate::calibration::calibrate) knows the weight: that of the dense parameter, or
+    /// of the codes.
+    pub fn weight_id(&self) -> ParamId {
+        match self {
+            Self::Dense(linear) => linear.weight.id,
+            Self::Pixel(linear) => linear.weight.codes().id,
         }
     }
 

@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 use pixel_core::backend::PatternTensors;
 use std::cell::RefCell;
 
-/// The input of several layers, which is rotated once for all that share a rotation: query, key and value of an attention,
-/// gate and up of an MLP. Weights compressed with one seed share it where they have the same width.
+/// The input of several layers, which is rotated once for all that share a rotation: query, key and value of an
+/// attention, gate and up of an MLP. Weights compressed with one seed share it where they have the same width.
 ///
 /// # Example
 /// ```

@@ -1,5 +1,6 @@
 //! A weight that is patterns: codes, scales and dictionary as parameters.
 
+use crate::codes::Codes;
 use crate::error::LayerError;
 use crate::shared_input::SharedInput;
 use crate::synthesis::{Slot, SynthesisMode};
@@ -8,26 +9,28 @@ use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 use pixel_core::backend::{
     Direction, LowRankTensors, PatternTensors, ProtectedTensors, RotationTensors, check_device, rotate,
 };
-use pixel_core::codec::CodecLayout;
-use pixel_core::metrics::bits_per_weight;
-use pixel_core::packed::spec_streams;
+use pixel_core::codec::{CodecLayout, LayoutTables};
+use pixel_core::math::Exponent;
+use pixel_core::math::metrics::{ErrorSums, bits_per_weight};
 use pixel_core::synthesis::{Arithmetic, KernelForm};
-use pixel_core::{CodecSpec, FactorStorage, LowRankSpec, PackedHeader, PackedWeight, Shape};
+use pixel_core::{
+    CodecSpec, CodingSpec, Encoder, FactorStorage, LowRankSpec, Matrix, PackedHeader, PackedWeight, Shape,
+};
 use std::sync::Arc;
 
 /// A weight `[d_output, d_input]` as codes, scales and a dictionary.
 ///
 /// Codes are constant; scales and dictionary are float parameters: optimizers see them, records hold them, and
-/// [`Module::num_params`] counts them. Shape, codec and rotation are not part of a record: a record is loaded into a
-/// weight made with the same configuration.
+/// [`Module::num_params`] counts them. In a record the path of the codes ends with shape, codec and rotation: a record
+/// can be loaded into a weight made with the same ones alone, and Burn refuses any other by the path that is missing.
 #[derive(Module, Debug)]
 pub struct PatternWeight {
-    codes: Param<Tensor<1, Int>>,
+    codes: Codes,
     scales: Param<Tensor<2>>,
     dictionary: Param<Tensor<1>>,
     rotation: Option<RotationTensors>,
     protected: Option<ProtectedParams>,
-    low_rank: Option<LowRank>,
+    low_rank: Option<LowRankParams>,
     slot: Slot,
     #[module(skip)]
     form: Arc<Form>,
@@ -42,16 +45,16 @@ pub struct ProtectedParams {
     pub values: Param<Tensor<2>>,
 }
 
-/// A low-rank part of a weight beside the codes, `x·down·up`. Both factors may be trained.
+/// A low-rank part of a weight in addition to the codes, `x·down·up`. Both factors may be trained.
 #[derive(Module, Debug)]
-pub struct LowRank {
+pub struct LowRankParams {
     /// `[d_input, rank]`. In a [`PatternWeight`] that is rotated, of the rotated inputs.
     pub down: Param<Tensor<2>>,
     /// `[rank, d_output]`.
     pub up: Param<Tensor<2>>,
 }
 
-impl LowRank {
+impl LowRankParams {
     /// The rank.
     pub fn rank(&self) -> usize {
         self.up.dims()[0]
@@ -67,6 +70,7 @@ impl LowRank {
 struct Form {
     header: PackedHeader,
     layout: CodecLayout,
+    tables: LayoutTables,
     stored_bytes: usize,
 }
 
@@ -77,9 +81,14 @@ impl PatternWeight {
     /// [`LayerError::Backend`] if the codec has no kernels or the device no implementation.
     pub fn from_packed(packed: &PackedWeight, device: &Device) -> Result<Self, LayerError> {
         let tensors = PatternTensors::new(packed, device)?;
-        let form = Form { header: packed.header().clone(), layout: tensors.layout, stored_bytes: packed.num_bytes() };
+        let form = Form {
+            header: packed.header().clone(),
+            layout: tensors.layout,
+            tables: tensors.tables,
+            stored_bytes: packed.num_bytes(),
+        };
         Ok(Self {
-            codes: Param::initialized(ParamId::new(), tensors.codes),
+            codes: Codes::new(tensors.codes, packed.header())?,
             scales: Param::from_tensor(tensors.scales),
             dictionary: Param::from_tensor(tensors.dictionary),
             rotation: tensors.rotation,
@@ -87,7 +96,7 @@ impl PatternWeight {
                 columns: Param::initialized(ParamId::new(), columns),
                 values: Param::from_tensor(values),
             }),
-            low_rank: tensors.low_rank.map(LowRank::of),
+            low_rank: tensors.low_rank.map(LowRankParams::of),
             slot: Slot::default(),
             form: Arc::new(form),
         })
@@ -106,9 +115,8 @@ impl PatternWeight {
         device: &Device,
     ) -> Result<Self, LayerError> {
         check_device(device)?;
-        let exponent = exponent_of(deviation);
-        let header = PackedHeader { shape, codec: spec.clone(), rotation, exponent, protected: 0, low_rank: None };
-        let stored: usize = spec_streams(spec, shape)?.iter().map(|stream| stream.num_bytes()).sum();
+        let header = CodingSpec::new(spec.clone()).with_rotation(rotation).header(shape, exponent_of(deviation));
+        let stored: usize = header.streams()?.iter().map(|stream| stream.num_bytes()).sum();
         // Two draws of sixteen bits a word: every backend holds them exactly.
         let draws = Tensor::<1>::random([stored / 2 + 2], Distribution::Uniform(0.0, 65536.0), (device, DType::F32));
         let draws = draws.into_data().convert::<f32>().try_to_vec::<f32>();
@@ -125,15 +133,15 @@ impl PatternWeight {
     /// low-rank factors as they were stored, or to F16 where they came with [`with_low_rank`](Self::with_low_rank).
     ///
     /// # Errors
-    /// [`LayerError::Backend`] if training changed a part of the dictionary that archives do not hold, or a scale does not
-    /// fit F16.
+    /// [`LayerError::Backend`] if training changed a part of the dictionary that archives do not hold, or a scale does
+    /// not fit F16.
     pub fn to_packed(&self) -> Result<PackedWeight, LayerError> {
         Ok(self.tensors().to_packed(&self.form.header)?)
     }
 
     /// Pattern indices, packed into words, U32.
     pub fn codes(&self) -> &Param<Tensor<1, Int>> {
-        &self.codes
+        self.codes.words()
     }
 
     /// The scales, `[d_output, scales of a row]`.
@@ -151,18 +159,18 @@ impl PatternWeight {
         self.protected.as_ref()
     }
 
-    /// The low-rank part beside the codes, if there is one.
-    pub fn low_rank(&self) -> Option<&LowRank> {
+    /// The low-rank part in addition to the codes, if there is one.
+    pub fn low_rank(&self) -> Option<&LowRankParams> {
         self.low_rank.as_ref()
     }
 
-    /// The same weight with `part` beside the codes, in place of what was there; `part` reads the inputs as they are, and
-    /// is brought into the basis of the rotation here. Where columns are protected it has no say: they replace all else.
+    /// The same weight with `part` in addition to the codes, in place of the part before; `part` reads the inputs as
+    /// they are, and is brought into the basis of the rotation here. Protected columns replace all else, this part too.
     ///
     /// # Panics
     /// If its shapes are not `[d_input, rank]` and `[rank, d_output]`, or the rank exceeds the shorter side.
-    pub fn with_low_rank(self, part: LowRank) -> Self {
-        let LowRank { down, up } = part;
+    pub fn with_low_rank(self, part: LowRankParams) -> Self {
+        let LowRankParams { down, up } = part;
         let down = match &self.rotation {
             None => down,
             // (x·Q)·(Qᵀ·down) = x·down: the columns of `down` turn as rows of inputs do.
@@ -172,7 +180,7 @@ impl PatternWeight {
                 down.map(|down| rotated(down).detach().set_require_grad(trained))
             }
         };
-        self.beside(LowRank { down, up })
+        self.with_rotated_low_rank(LowRankParams { down, up })
     }
 
     /// The same weight without a low-rank part.
@@ -181,8 +189,8 @@ impl PatternWeight {
         self.change_form(None)
     }
 
-    /// The same weight with `part` beside the codes, in the basis of the rotation.
-    pub(crate) fn beside(mut self, part: LowRank) -> Self {
+    /// The same weight with `part` in addition to the codes, in the basis of the rotation.
+    pub(crate) fn with_rotated_low_rank(mut self, part: LowRankParams) -> Self {
         let (shape, rank) = (self.shape(), part.rank());
         let expected = ([shape.d_input(), rank], [rank, shape.d_output()]);
         assert_eq!((part.down.dims(), part.up.dims()), expected, "shapes of the low-rank factors");
@@ -196,7 +204,8 @@ impl PatternWeight {
         let bytes = |spec: Option<LowRankSpec>| spec.map_or(0, |spec| spec.num_bytes(self.shape()));
         let stored_bytes = self.form.stored_bytes - bytes(self.form.header.low_rank) + bytes(low_rank);
         let header = PackedHeader { low_rank, ..self.form.header.clone() };
-        self.form = Arc::new(Form { header, layout: self.form.layout, stored_bytes });
+        let (layout, tables) = (self.form.layout, self.form.tables.clone());
+        self.form = Arc::new(Form { header, layout, tables, stored_bytes });
         self.slot = Slot::default();
         self
     }
@@ -225,7 +234,7 @@ impl PatternWeight {
         self
     }
 
-    /// Shape, codec, rotation, exponent, and what is stored beside the codes.
+    /// Shape, codec, rotation, exponent, and what is stored in addition to the codes.
     pub fn header(&self) -> &PackedHeader {
         &self.form.header
     }
@@ -250,8 +259,8 @@ impl PatternWeight {
         self.form.stored_bytes
     }
 
-    /// Bytes that it holds on its device: codes as stored, scales, dictionary, protected columns and low-rank factors in F32,
-    /// the tables of the rotation.
+    /// Bytes that it holds on its device: codes as stored, scales, dictionary, protected columns and low-rank factors
+    /// in F32, the tables of the rotation.
     pub fn device_bytes(&self) -> usize {
         self.tensors().num_bytes()
     }
@@ -260,7 +269,7 @@ impl PatternWeight {
     pub fn tensors(&self) -> PatternTensors {
         PatternTensors {
             layout: self.form.layout,
-            codes: self.codes.val(),
+            codes: self.codes.words().val(),
             scales: self.scales.val(),
             dictionary: self.dictionary.val(),
             rotation: self.rotation.clone(),
@@ -270,6 +279,7 @@ impl PatternWeight {
                 .map(|protected| ProtectedTensors { columns: protected.columns.val(), values: protected.values.val() }),
             low_rank: self.low_rank.as_ref().map(|part| LowRankTensors { down: part.down.val(), up: part.up.val() }),
             arithmetic: Arithmetic::default(),
+            tables: self.form.tables.clone(),
         }
     }
 
@@ -298,8 +308,8 @@ impl PatternWeight {
                 }
             }
             Some(weight) => {
-                // In f32 as on demand, whatever the type of `x`; with two axes, since Flex copies a transposed weight in
-                // every product of more.
+                // In f32 as on demand, whatever the type of `x`; with two axes, since Flex copies a transposed weight
+                // in every product of more.
                 let (dtype, mut dims) = (x.dtype(), x.dims());
                 let d_input = dims[D - 1];
                 let rows = dims.iter().product::<usize>() / d_input.max(1);
@@ -343,8 +353,23 @@ impl PatternWeight {
 }
 
 /// The power of two nearest to `deviation` from below, so that F16 scales are precise.
-fn exponent_of(deviation: f32) -> i32 {
-    if deviation > 0.0 && deviation.is_finite() { (deviation.log2().floor() as i32).clamp(-126, 126) } else { 0 }
+fn exponent_of(deviation: f32) -> Exponent {
+    if !(deviation > 0.0 && deviation.is_finite()) {
+        return Exponent::ZERO;
+    }
+    let (low, high) = (Exponent::MIN.get(), Exponent::MAX.get());
+    Exponent::new((deviation.log2().floor() as i32).clamp(low, high)).expect("clamped into the range")
+}
+
+/// Codes a dense weight, and reports its error.
+pub(crate) fn encode(
+    weight: Matrix,
+    codec: &CodecSpec,
+    rotation: Option<u64>,
+) -> Result<(PackedWeight, ErrorSums), LayerError> {
+    let spec = CodingSpec::new(codec.clone()).with_rotation(rotation);
+    let (packed, outcome) = Encoder::new(&spec).encode(weight)?;
+    Ok((packed, outcome.weight))
 }
 
 /// The float values of a tensor, as f32.

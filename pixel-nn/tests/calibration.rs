@@ -1,14 +1,14 @@
-//! Calibration: what is collected is what the layers read, weighted as the formula says, whatever the number of passes;
-//! and what is collected of whole models makes compression better.
+//! Calibration: what is collected is what the layers read, weighted as the formula says, whatever the number of passes.
 #![cfg(feature = "flex")]
 
+use approx::abs_diff_eq;
 use burn::module::{Module, ParamId};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::tanh;
 use burn::tensor::{Device, Distribution, Tensor};
 use pixel_core::Moments;
 use pixel_core::archive::ArchiveError;
-use pixel_core::calibration::{Calibration, Description, Source};
+use pixel_core::archive::calibration::{Calibration, Description, Source};
 use pixel_nn::calibration::{CalibrationError, CalibrationOptions, CalibrationProgress, calibrate, weight_paths};
 use pixel_nn::{PIXELLinear, Projection};
 use std::collections::BTreeMap;
@@ -92,7 +92,7 @@ impl Place {
     }
 
     fn open(&self) -> Calibration {
-        Calibration::open(&self.file()).unwrap()
+        Calibration::open(self.file()).unwrap()
     }
 }
 
@@ -125,7 +125,10 @@ fn assert_moments(calibration: &Calibration, weight: &str, expected: &Moments) {
     assert!(largest > 0.0, "{weight}");
     for (i, j) in places() {
         let (found, expected) = (found.at(i, j), expected.at(i, j));
-        assert!((found - expected).abs() <= 1e-5 * largest, "{weight} at ({i}, {j}): {found}, expected {expected}");
+        assert!(
+            abs_diff_eq!(found, expected, epsilon = 1e-5 * largest),
+            "{weight} at ({i}, {j}): {found}, expected {expected}"
+        );
     }
 }
 
@@ -159,7 +162,7 @@ fn the_moments_are_those_of_what_the_layers_read() {
     let mean = calibration.mean("output.weight").unwrap().unwrap();
     for (i, found) in mean.into_iter().enumerate() {
         let expected = inner.iter().skip(i).step_by(D_INNER).sum::<f32>() / 30.0;
-        assert!((found - expected).abs() < 1e-5, "input {i}: {found}, expected {expected}");
+        assert!(abs_diff_eq!(found, expected, epsilon = 1e-5), "input {i}: {found}, expected {expected}");
     }
 }
 
@@ -300,7 +303,7 @@ fn a_model_that_panics_leaves_nothing_behind() {
 #[cfg(feature = "autodiff")]
 mod gradients {
     use super::*;
-    use pixel_core::calibration::Weighting;
+    use pixel_core::archive::calibration::Weighting;
 
     /// `loss = Σ c_j·y_j²` over all tokens, for `y = second(tanh(first(x)))`.
     #[derive(Module, Debug)]
@@ -451,7 +454,7 @@ mod gradients {
             None
         });
         assert!(matches!(error, CalibrationError::NoLoss { batch: 0 }), "{error}");
-        // The second layer runs, and the loss does not hang on it.
+        // The second layer runs, and the loss does not depend on it.
         let error = refuse(&|batch| {
             let h = model.first.forward(batch.clone());
             model.second.forward(h.clone());
@@ -461,156 +464,5 @@ mod gradients {
         // A loss that has left the graph.
         let error = refuse(&|batch| Some(model.loss(batch)?.without_autodiff()));
         assert!(matches!(&error, CalibrationError::NoGradient { weight } if weight == "first.weight"), "{error}");
-    }
-}
-
-#[cfg(all(feature = "models", feature = "autodiff"))]
-mod models {
-    use super::*;
-    use pixel_core::archive::{Archive, Checkpoint};
-    use pixel_core::calibration::Weighting;
-    use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint, decompress_archive};
-    use pixel_core::recipe::Recipe;
-    use pixel_core::{Matrix, Shape};
-    use pixel_nn::models::calibrate::{CalibrationTokens, calibrate_causal, calibrate_encoder};
-    use pixel_nn::models::{LoadOptions, load};
-    use std::collections::BTreeSet;
-    use std::sync::Arc;
-
-    /// Layers at 2 bits, in models of a few thousand weights.
-    const RECIPE: &str = "min_weights = 1\n[default]\ncodec = 'trellis'\nbits = 2\noptions = { window = 10 }\n";
-
-    fn folder(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models").join(name)
-    }
-
-    /// Texts of 4 to 11 tokens, 600 in all, of the models' 48.
-    fn tokens() -> CalibrationTokens {
-        let text = |i: usize| (0..4 + i % 8).map(|j| ((i * i * 31 + j * j * 7 + i * j) % 48) as u32).collect();
-        let texts: Vec<Vec<u32>> = (0..80).map(text).collect();
-        CalibrationTokens { batch_tokens: 64, ..CalibrationTokens::texts(&texts, usize::MAX) }
-    }
-
-    /// Calibrates the model `name` on the tokens.
-    fn collect(name: &str, tokens: &CalibrationTokens, options: &CalibrationOptions, output: &Path) -> Description {
-        let model = load(folder(name), &LoadOptions::default(), &Device::flex()).unwrap();
-        let description = match name {
-            "bert" => calibrate_encoder(&model.into_encoder().unwrap(), tokens, options, output, &mut |_| {}),
-            _ => calibrate_causal(&model.into_causal().unwrap(), tokens, options, output, &mut |_| {}),
-        };
-        description.unwrap()
-    }
-
-    fn options(weighting: Weighting) -> CalibrationOptions {
-        CalibrationOptions { weighting, ..CalibrationOptions::new() }
-    }
-
-    /// The matrices of linear layers that the model runs.
-    fn linear_tensors(checkpoint: &Checkpoint) -> BTreeSet<String> {
-        let matrices = checkpoint.tensors().iter().filter(|(_, info)| info.shape.len() == 2);
-        let linear = |name: &&String| !name.contains("embed") && !name.contains("pooler");
-        matrices.map(|(name, _)| name).filter(linear).cloned().collect()
-    }
-
-    #[test]
-    fn the_linear_layers_of_a_model_are_seen_and_nothing_else() {
-        for (name, groups, layers) in [("llama", 8, 14), ("mistral_window", 9, 15), ("bert", 8, 12)] {
-            let checkpoint = Checkpoint::open(&folder(name)).unwrap();
-            let expected = linear_tensors(&checkpoint);
-            assert_eq!(expected.len(), layers, "{name}: {expected:?}");
-            for (weighting, groups) in [(Weighting::Uniform, groups), (Weighting::Gradient, layers)] {
-                let (place, tokens) = (Place::new(), tokens());
-                let description = collect(name, &tokens, &options(weighting), &place.file());
-                let found = members(&description).into_values().flatten().map(str::to_owned);
-                assert_eq!(found.collect::<BTreeSet<_>>(), expected, "{name}");
-                assert_eq!(description.groups.len(), groups, "{name}");
-                let all = |count: u64| count as usize == tokens.num_tokens();
-                assert!(description.groups.values().all(|group| all(group.tokens)), "{name}");
-                place.open().check(&checkpoint).unwrap();
-            }
-        }
-    }
-
-    #[test]
-    fn batches_change_nothing() {
-        // What is drawn under gradient weighting does depend on them; the tests of `pixel calibrate` fix the seed, which
-        // is the process's.
-        let of = |name: &str, batch_tokens| {
-            let (place, tokens) = (Place::new(), CalibrationTokens { batch_tokens, ..tokens() });
-            collect(name, &tokens, &options(Weighting::Uniform), &place.file());
-            place.open()
-        };
-        for name in ["llama", "bert"] {
-            let (whole, parts) = (of(name, 1000), of(name, 1));
-            for weight in linear_tensors(&Checkpoint::open(&folder(name)).unwrap()) {
-                assert_moments(&parts, &weight, &whole.moments(&weight).unwrap().unwrap());
-            }
-        }
-    }
-
-    /// Compresses the model `name` to `output`, and returns the loss of each layer's outputs.
-    fn losses(
-        name: &str,
-        calibration: &Arc<Calibration>,
-        feedback: bool,
-        output: &Path,
-    ) -> BTreeMap<String, (f64, Option<f64>)> {
-        let checkpoint = Checkpoint::open(&folder(name)).unwrap();
-        let mut plan = Plan::new(&checkpoint, &Recipe::from_toml(RECIPE).unwrap().compile().unwrap()).unwrap();
-        if feedback {
-            plan = plan.with_calibration(&checkpoint, Arc::clone(calibration)).unwrap();
-        }
-        compress_checkpoint(&checkpoint, &plan, output, RunOptions::default(), &()).unwrap();
-        let (archive, dense) = (Archive::open(output).unwrap(), output.with_extension("dense"));
-        decompress_archive(&archive, &dense, None, RunOptions::default(), &()).unwrap();
-        let dense = Checkpoint::open(&dense).unwrap();
-        let matrix = |checkpoint: &Checkpoint, name: &str| {
-            let shape = &checkpoint.info(name).unwrap().shape;
-            Matrix::new(Shape::new(shape[0], shape[1]).unwrap(), checkpoint.to_f32(name).unwrap()).unwrap()
-        };
-        let loss = |weight: String| {
-            let moments = calibration.moments(&weight).unwrap().unwrap();
-            let (before, after) = (matrix(&checkpoint, &weight), matrix(&dense, &weight));
-            let loss = moments.output_error(before.as_ref(), after.as_ref()).relative_mse();
-            let stated = archive.entries()[&weight].manifest().output_loss;
-            (weight, (loss, stated))
-        };
-        linear_tensors(&checkpoint).into_iter().map(loss).collect()
-    }
-
-    #[test]
-    fn feedback_keeps_the_outputs_better() {
-        for name in ["llama", "bert"] {
-            for weighting in [Weighting::Uniform, Weighting::Gradient] {
-                let place = Place::new();
-                collect(name, &tokens(), &options(weighting), &place.file());
-                let calibration = Arc::new(place.open());
-                let path = |file: &str| place.0.path().join(file);
-                let without = losses(name, &calibration, false, &path("without"));
-                let with = losses(name, &calibration, true, &path("with"));
-                let mut logarithms = Vec::new();
-                for (weight, (loss, stated)) in &with {
-                    let stated = stated.expect("calibrated layers state their loss");
-                    assert!((stated / loss - 1.0).abs() < 1e-3, "{name}, {weight}: {stated}, found {loss}");
-                    let (before, unstated) = without[weight];
-                    assert_eq!(unstated, None, "{name}, {weight}");
-                    logarithms.push((loss / before).ln());
-                }
-                let worst = logarithms.iter().copied().fold(f64::MIN, f64::max).exp();
-                let mean = (logarithms.iter().sum::<f64>() / logarithms.len() as f64).exp();
-                assert!(mean < 0.75 && worst < 1.0, "{name}, {weighting:?}: {mean}, at worst {worst}");
-            }
-        }
-    }
-
-    #[test]
-    fn chunks_are_spread_over_the_text() {
-        let text: Vec<u32> = (0..47).collect();
-        let chunks = |tokens, bos| CalibrationTokens::chunks(&text, 5, tokens, bos).unwrap().texts;
-        assert_eq!(chunks(11, None), [[0, 1, 2, 3, 4], [15, 16, 17, 18, 19], [30, 31, 32, 33, 34]]);
-        assert_eq!(chunks(10, Some(99)), [[99, 1, 2, 3, 4], [99, 21, 22, 23, 24]]);
-        assert_eq!(chunks(1000, None).len(), 9);
-        let error = CalibrationTokens::chunks(&text, 48, 100, None).unwrap_err();
-        assert_eq!(error.to_string(), "a chunk needs 48 tokens, the text has 47");
     }
 }

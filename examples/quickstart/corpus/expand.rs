@@ -1,4 +1,4 @@
-//! The syntax of templates, told apart from what their slots mean.
+//! The syntax of templates, separate from what their slots mean.
 
 /// A piece of a template.
 #[derive(Debug, PartialEq)]

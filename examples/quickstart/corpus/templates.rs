@@ -13,15 +13,20 @@ pub(super) type Beat = &'static [&'static str];
 
 /// How a story begins.
 pub(super) const OPENINGS: Beat = &[
-    "[once upon a time|long ago|many years ago], {a trait} {child} called {hero} lived in {town}, [near|close to|not far from] {region}.",
-    "in the [small|quiet|old|busy|windy] town of {town} lived {a trait} {child}. [{His} name was|Everyone called {him}] {hero}.",
-    "{hero} was {a trait} {child} [from {town}|who lived in {town}] with a [small|fat|clever|noisy] {pet} called {petname}.",
+    "[once upon a time|long ago|many years ago], {a trait} {child} called {hero} lived in {town}, [near|close to|not \
+     far from] {region}.",
+    "in the [small|quiet|old|busy|windy] town of {town} lived {a trait} {child}. [{His} name was|Everyone called \
+     {him}] {hero}.",
+    "{hero} was {a trait} {child} [from {town}|who lived in {town}] with a [small|fat|clever|noisy] {pet} called \
+     {petname}.",
     "it was {a ~sky} {day} in {town}. {Hero} and {friend} were walking {way}.",
     "every {day}, {hero} went to {region} of {town} with {friend} and the {pet}[| called {petname}].",
     "\"wake up, {hero}!\" [called|shouted] {friend}. \"It is {day}, and all of {town} is going to {region}.\"",
-    "one {~sky} {season} [morning|evening|day], {hero} [woke up early|could not sleep|looked out of the window]. {He} [thought of|dreamed of|wanted to see] {region}[| with {friend}].",
+    "one {~sky} {season} [morning|evening|day], {hero} [woke up early|could not sleep|looked out of the window]. {He} \
+     [thought of|dreamed of|wanted to see] {region}[| with {friend}].",
     "[people in {town} still tell|this is] the story of {hero}, {a trait} {child}, and {his} friend {friend}.",
-    "{elder} of {town} had [two helpers|two pupils|two good friends], {hero} and {friend}. {Hero} was {trait}, [and|but] {friend} was {~trait}.",
+    "{elder} of {town} had [two helpers|two pupils|two good friends], {hero} and {friend}. {Hero} was {trait}, \
+     [and|but] {friend} was {~trait}.",
 ];
 
 /// Remarks about the people of the story, between any two steps.
@@ -40,7 +45,8 @@ pub(super) const ASIDES: Beat = &[
     "{a ~animal} [slept|sat|was waiting] {~spot}. It was {~mood}.",
     "on the way they saw {a ~look} {~noun}, {~junk} and {a ~animal}.",
     "{friend} told {hero} about {a ~trait} {~animal} that [wanted to|could] {~verb} {a ~look} {~noun}.",
-    "\"do you think {a ~animal} can {~verb} {a ~noun}?\" asked {hero}. \"[Never|Perhaps|Only {~how}|Ask {elder}],\" {~said} {friend}.",
+    "\"do you think {a ~animal} can {~verb} {a ~noun}?\" asked {hero}. \"[Never|Perhaps|Only {~how}|Ask {elder}],\" \
+     {~said} {friend}.",
     "{elder} [came by|waved from a window|passed with {a ~look} cart] and {~pastime}.",
     "\"how far is it?\" asked {friend}. \"Only {n} [steps|miles|minutes|streets] more,\" {~said} {hero}.",
 ];
@@ -54,7 +60,8 @@ pub(super) const ENDINGS: Beat = &[
     "\"{~lesson},\" said {elder}, and [everybody agreed|nobody said a word|{friend} nodded].",
     "then {hero} and {friend} went home [{way}|to {town}|in the dark|hand in hand].",
     "that night {hero} slept well[|, and {petname} slept at {his} feet].",
-    "from that {day} on, {hero} and {friend} [were the best of friends|met at {region} every week|always shared their {food}].",
+    "from that {day} on, {hero} and {friend} [were the best of friends|met at {region} every week|always shared their \
+     {food}].",
     "and whenever {he} saw {a thing}, {hero} thought of {friend}.",
     "{town} has never seen {a ~sky} {day} like that again.",
     "and {petname}? The {pet} {noise} and [fell asleep|ate all the {food}|ran home].",
@@ -65,8 +72,10 @@ pub(super) const PLOTS: &[&[Beat]] = &[LOST, GIFT, SWAP, RACE, JOURNEY, SHARE, R
 
 const LOST: &[Beat] = &[
     &[
-        "{hero} had {a thing}. [{Elder} had made it|It had come from {elder}|It once belonged to {elder}], and {he} [loved to {act} it|liked to {act} it on {~sky} days].",
-        "\"this {thing} is for you,\" {elder} had said. \"[You may {act} it|{Act} it] every {day}, but do not lose it.\"",
+        "{hero} had {a thing}. [{Elder} had made it|It had come from {elder}|It once belonged to {elder}], and {he} \
+         [loved to {act} it|liked to {act} it on {~sky} days].",
+        "\"this {thing} is for you,\" {elder} had said. \"[You may {act} it|{Act} it] every {day}, but do not lose \
+         it.\"",
         "the best thing {hero} had was {a thing}. Nobody else [was allowed to|could] {act} it.",
     ],
     &[
@@ -75,7 +84,8 @@ const LOST: &[Beat] = &[
         "\"{~oh}!\" cried {hero}. \"My {thing} is gone! I left it {~spot}.\" But there was only {~junk}.",
     ],
     &[
-        "\"have you seen {a thing}?\" {he} asked {elder}. \"No,\" said {elder}, \"but [ask {friend}|look near {region}|your {pet} may know].\"",
+        "\"have you seen {a thing}?\" {he} asked {elder}. \"No,\" said {elder}, \"but [ask {friend}|look near \
+         {region}|your {pet} may know].\"",
         "{friend} helped to look. {Fhe} found {~junk} {~spot}, and {~junk} {~spot}, but no {noun}.",
         "\"who would take {a thing}?\" asked {friend}. \"Nobody can {act} it but you.\"",
     ],
@@ -98,7 +108,8 @@ const GIFT: &[Beat] = &[
     ],
     &[
         "{hero} had {n} coins. {Elder} sold {a thing} for {k} coins, so {he} had {m} coins left.",
-        "\"how much is the {thing}?\" {hero} asked {elder}. \"{K} coins,\" said {elder}. {Hero} had {n} coins, paid {k}, and kept {m}.",
+        "\"how much is the {thing}?\" {hero} asked {elder}. \"{K} coins,\" said {elder}. {Hero} had {n} coins, paid \
+         {k}, and kept {m}.",
         "{he} had only {m} coins, but {elder} wanted {n} for the {thing}. {Hero} swept the floor and earned {k} more.",
     ],
     &[
@@ -122,8 +133,10 @@ const SWAP: &[Beat] = &[
         "{friend} was [very |]proud of {fhis} {thing2}. {Hero} had only {a thing}.",
     ],
     &[
-        "\"give me your {thing2},\" said {hero}, \"and I will give you my {thing}.\" \"[Gladly|Very well|If you like],\" {~said} {friend}.",
-        "\"I would rather have {a thing},\" said {friend}. \"Let us swap.\" So {friend} got the {thing}, and {hero} got the {thing2}.",
+        "\"give me your {thing2},\" said {hero}, \"and I will give you my {thing}.\" \"[Gladly|Very well|If you \
+         like],\" {~said} {friend}.",
+        "\"I would rather have {a thing},\" said {friend}. \"Let us swap.\" So {friend} got the {thing}, and {hero} \
+         got the {thing2}.",
     ],
     &[
         "so {hero} could {act2} the {noun2}, and {friend} could {act} the {noun}.",
@@ -163,7 +176,8 @@ const RACE: &[Beat] = &[
     &[
         "{elder} gave the winner {n} {food}. {K} of them were shared, so {m} were left.",
         "\"next {day} I shall be faster,\" {~said} [{friend}|{third}|{hero}].",
-        "\"what happened {spot}?\" asked {elder}. \"[I was too {trait}|I looked at {petname}|My shoe was loose],\" said {hero}.",
+        "\"what happened {spot}?\" asked {elder}. \"[I was too {trait}|I looked at {petname}|My shoe was loose],\" \
+         said {hero}.",
     ],
 ];
 
@@ -174,17 +188,22 @@ const JOURNEY: &[Beat] = &[
     ],
     &["they packed {n} {food} and walked {way}.", "{he} took {n} {food}, kissed {petname}, and left on {day}."],
     &[
-        "{spot}, they met a [thin|tired|lame|lost] {animal}. It {anoise}. {Hero} gave it {k} {food}, and {m} were left.",
-        "{a animal} sat {spot}. \"Please,\" it said, \"I have not eaten since {day}.\" So {friend} gave it {k} of the {n} {food}.",
+        "{spot}, they met a [thin|tired|lame|lost] {animal}. It {anoise}. {Hero} gave it {k} {food}, and {m} were \
+         left.",
+        "{a animal} sat {spot}. \"Please,\" it said, \"I have not eaten since {day}.\" So {friend} gave it {k} of the \
+         {n} {food}.",
     ],
     &[
-        "{~time} they lost the way, and {~weather}. But the {animal} [came back|was there again] and showed them the road to {town2}.",
+        "{~time} they lost the way, and {~weather}. But the {animal} [came back|was there again] and showed them the \
+         road to {town2}.",
         "then a thief took the {thing}. The {animal} {anoise} so loudly that the thief dropped it and ran.",
         "at last they saw the lights of {town2}. The {animal} went with them to the gate.",
     ],
     &[
-        "\"here is your {thing},\" said {hero}. {Elder} was so {~mood} that [{he} gave them all soup|they had to {act} it at once].",
-        "in {town2}, {elder} took the {thing} and asked, \"Who helped you?\" \"{A animal},\" said {friend}. \"We met it {spot}.\"",
+        "\"here is your {thing},\" said {hero}. {Elder} was so {~mood} that [{he} gave them all soup|they had to \
+         {act} it at once].",
+        "in {town2}, {elder} took the {thing} and asked, \"Who helped you?\" \"{A animal},\" said {friend}. \"We met \
+         it {spot}.\"",
         "{elder} of {town2} thanked them, and the {animal} was allowed to stay.",
     ],
 ];
@@ -211,14 +230,16 @@ const SHARE: &[Beat] = &[
         "they gave the last {m} {food} to {third}, who was {~mood}.",
     ],
     &[
-        "so {elder} baked a cake, and [nobody was hungry|{friend} cut it into {n} pieces|there was enough for {third} too].",
+        "so {elder} baked a cake, and [nobody was hungry|{friend} cut it into {n} pieces|there was enough for {third} \
+         too].",
         "the next {day}, {friend} brought {k} new {food}, and there were {n} again.",
     ],
 ];
 
 const RESCUE: &[Beat] = &[
     &[
-        "{hero} had {a pet} called {petname}. It was [a small|a fat|an old|{a ~look}] {pet}, and it {noise} at {~junk}.",
+        "{hero} had {a pet} called {petname}. It was [a small|a fat|an old|{a ~look}] {pet}, and it {noise} at \
+         {~junk}.",
         "{petname} was the {pet} of {hero}. It had {a look} collar.",
     ],
     &[
@@ -227,7 +248,8 @@ const RESCUE: &[Beat] = &[
     ],
     &[
         "{hero} called and called: \"{petname}! {petname}!\" {He} looked {~spot}, but there was only {~junk}.",
-        "\"have you seen {a pet}?\" {he} asked {elder}. \"[{A ~look} one|With {a look} collar]? I heard something {spot}.\"",
+        "\"have you seen {a pet}?\" {he} asked {elder}. \"[{A ~look} one|With {a look} collar]? I heard something \
+         {spot}.\"",
         "{friend} lit {a ~look} lamp. \"I will look at {region},\" {fhe} said. \"You go {way}.\"",
     ],
     &[
@@ -279,8 +301,10 @@ const BUILD: &[Beat] = &[
         "after {k} hours they rested and {~pastime}. {M} hours later the {build} was ready.",
     ],
     &[
-        "\"without the {material} of {hero}, we could not have done it,\" said {friend}. \"And without your {material2},\" {~said} {hero}.",
-        "\"who brought the {material2}?\" asked {elder}. \"{Friend} did,\" said {hero}, \"and I brought the {material}.\"",
+        "\"without the {material} of {hero}, we could not have done it,\" said {friend}. \"And without your \
+         {material2},\" {~said} {hero}.",
+        "\"who brought the {material2}?\" asked {elder}. \"{Friend} did,\" said {hero}, \"and I brought the \
+         {material}.\"",
         "{third} gave {his} {thing}, and with it they mended the {build}.",
     ],
     &[
@@ -321,7 +345,8 @@ const LETTER: &[Beat] = &[
         "a letter came to {town} for {friend}. It was from {hero}.",
     ],
     &[
-        "\"dear {friend},\" it said, \"I am in {town2} now, with {elder}. [It is {~sky} here|Every day {~weather}|I am {~mood}].",
+        "\"dear {friend},\" it said, \"I am in {town2} now, with {elder}. [It is {~sky} here|Every day {~weather}|I \
+         am {~mood}].",
         "\"dear {friend}, I have been in {town2} for {n} days. {Elder} is {~mood} and sends you {k} {food}.",
     ],
     &[
@@ -334,7 +359,8 @@ const LETTER: &[Beat] = &[
         "come to {town2} soon, and bring {m} {food}. Your friend, {hero}.\"",
     ],
     &[
-        "{friend} read the letter {~how} and showed it to {third}. \"{Hero} is in {town2},\" {fhe} said, \"with {elder}.\"",
+        "{friend} read the letter {~how} and showed it to {third}. \"{Hero} is in {town2},\" {fhe} said, \"with \
+         {elder}.\"",
         "{friend} went to {region} and looked {spot}, and then {fhe} wrote back to {town2}.",
         "\"when will {hero} come?\" asked {third}. \"On {day},\" said {friend}.",
     ],

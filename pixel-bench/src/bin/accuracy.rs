@@ -1,13 +1,13 @@
 //! What every codec makes of matrices with a structure: error and size.
 //!
-//! `cargo run --release -p pixel-bench --bin accuracy` prints one table for each rate. A codec that rotates its input sees
-//! something close to a Gaussian whatever the matrix was; one that does not may find the structure.
+//! `cargo run --release -p pixel-bench --bin accuracy` prints one table for each rate. A codec that rotates its input
+//! sees something close to a Gaussian whatever the matrix was; one that does not may find the structure.
 
 use anyhow::Result;
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use pixel_bench::matrices::Structure;
-use pixel_core::metrics::bits_per_weight;
+use pixel_core::math::metrics::bits_per_weight;
 use pixel_core::{CodecSpec, compress_weight};
 use pixel_experimental::SVDHybridCompressor;
 
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
             row.push(format!("{error:.1e} ({}; {bits:.3})", found.svd_rank));
             table.add_row(row);
         }
-        sizes.push("beside each".to_owned());
+        sizes.push("in each row".to_owned());
         table.add_row(sizes);
         table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
         println!("{table}\n");
@@ -64,7 +64,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The codec beside which low-rank parts are put: the first, which is the trellis where it has the rate.
+/// The codec to which low-rank parts are added: the first, which is the trellis where it has the rate.
 fn hybrid_codec(specs: &[(CodecSpec, Option<u64>)]) -> CodecSpec {
     specs[0].0.clone()
 }

@@ -1,24 +1,25 @@
-//! Low-rank parts beside codes, on matrices with a spectrum of their own and on those of a model: who wins at equal bits.
+//! Low-rank parts in addition to codes, on matrices with a spectrum of their own and on those of a model: who wins at
+//! equal bits.
 //!
 //! ```text
 //! cargo run --release -p pixel-bench --bin hybrid -- [--model models/all-MiniLM-L6-v2 --calibration stats.safetensors]
 //! ```
 //!
-//! A loss is `tr((W−Ŵ)·H·(W−Ŵ)ᵀ)/tr(W·H·Wᵀ)`. `ratio` is that of the hybrid over that of codes alone at the same rate; it
-//! wins below the break-even `4^(−Δ)`, at which `Δ` bits more of codes would do as well. `codes` is what they really do with
-//! these bits, between two rates of the codec by the logarithm of the loss.
+//! A loss is `tr((W−Ŵ)·H·(W−Ŵ)ᵀ)/tr(W·H·Wᵀ)`. `ratio` is that of the hybrid over that of codes alone at the same rate;
+//! it wins below the break-even `4^(−Δ)`, at which `Δ` bits more of codes would do as well. `codes` is what they really
+//! do with these bits, between two rates of the codec by the logarithm of the loss.
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use pixel_bench::matrices::gaussian;
 use pixel_core::archive::Checkpoint;
-use pixel_core::calibration::Calibration;
-use pixel_core::{CodecSpec, LowRank, Matrix, Moments, Rotation, Shape};
+use pixel_core::archive::calibration::Calibration;
+use pixel_core::{CodecSpec, FeedbackOptions, LowRank, Matrix, Moments, Rotation, Shape};
 use pixel_experimental::{RankChoice, SVDHybridCompressor, break_even};
 use std::path::PathBuf;
 
-/// Compares low-rank parts beside codes with more codes
+/// Compares low-rank parts in addition to codes with more codes
 #[derive(Debug, Parser)]
 struct Args {
     /// Codec of what the low-rank part leaves
@@ -36,7 +37,7 @@ struct Args {
     /// What its layers read, from `pixel calibrate --weighting uniform`
     #[arg(long)]
     calibration: Option<PathBuf>,
-    /// The same from other texts, on which losses are told; those of the calibration itself without it
+    /// The same from other texts, on which losses are measured; those of the calibration itself without it
     #[arg(long)]
     held_out: Option<PathBuf>,
     /// Which weights: those whose names contain one of these
@@ -56,7 +57,7 @@ const WEIGHTS: [&str; 8] = [
     "layer.3.output.dense.weight",
 ];
 
-/// A weight with the moments that errors are fed back through, and those that losses are told by.
+/// A weight with the moments that errors are fed back through, and those by which losses are measured.
 struct Subject {
     name: String,
     weight: Matrix,
@@ -78,7 +79,7 @@ fn main() -> Result<()> {
         table.load_style(ASCII_MARKDOWN);
         table.set_header(["matrix", "rank", "extra bits", "ratio", "codes", "break-even", "verdict"]);
         for subject in &subjects {
-            worst = worst.max(compare(&args, subject, feedback, &mut table)?);
+            worst = worst.max(compare(&args, subject, feedback.then_some(FeedbackOptions::DEFAULT), &mut table)?);
         }
         table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
         println!("{table}\n");
@@ -88,7 +89,7 @@ fn main() -> Result<()> {
 }
 
 /// Adds the rows of one matrix; returns the loss of `auto` over what its bits would leave as codes, by either account.
-fn compare(args: &Args, subject: &Subject, feedback: bool, table: &mut Table) -> Result<f64> {
+fn compare(args: &Args, subject: &Subject, feedback: Option<FeedbackOptions>, table: &mut Table) -> Result<f64> {
     let hybrid = |rank, codec: CodecSpec| -> Result<(usize, f64, f64)> {
         let compressor = SVDHybridCompressor { rank, codec, feedback, ..Default::default() };
         let found = compressor.compress(&subject.weight, Some(&subject.moments))?;

@@ -1,15 +1,15 @@
-//! The peak memory of compressing a checkpoint beyond the mapped input, beside what the plan said.
+//! The peak memory of compressing a checkpoint beyond the mapped input, next to what the plan said.
 //!
-//! `cargo run --release -p pixel-bench --bin peak_memory` makes a checkpoint, compresses it with one worker and with two, and
-//! prints peak heap over the largest tensor. A given checkpoint is taken instead.
+//! `cargo run --release -p pixel-bench --bin peak_memory` makes a checkpoint, compresses it with one worker and with
+//! two, and prints peak heap over the largest tensor. A given checkpoint is taken instead.
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use peak_alloc::PeakAlloc;
 use pixel_bench::gaussian;
 use pixel_core::archive::Checkpoint;
-use pixel_core::compressor::{Plan, RunOptions, compress_checkpoint};
-use pixel_core::recipe::Recipe;
+use pixel_core::compressor::{RunOptions, compress_checkpoint};
+use pixel_core::plan::{Plan, Recipe};
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::{Path, PathBuf};
 
@@ -54,11 +54,11 @@ fn main() -> Result<()> {
         compress_checkpoint(&checkpoint, &plan, &output, RunOptions { threads, overwrite: false }, &())?;
         let peak = PEAK.peak_usage() - before;
         let bound = 4 * largest as usize * threads + 100_000_000;
+        let (planned, verdict) = (plan.peak_memory(threads), if peak <= bound { "within" } else { "EXCEEDED" });
         println!(
-            "{threads} worker(s): peak heap {peak} bytes = {:.2} × the largest tensor per worker; planned {}; 4 × + 100 MB = {bound}: {}",
+            "{threads} worker(s): peak heap {peak} bytes = {:.2} × the largest tensor per worker; planned {planned}; \
+             4 × + 100 MB = {bound}: {verdict}",
             peak as f64 / largest as f64 / threads as f64,
-            plan.peak_memory(threads),
-            if peak <= bound { "within" } else { "EXCEEDED" },
         );
     }
     Ok(())

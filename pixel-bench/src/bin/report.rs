@@ -1,7 +1,8 @@
-//! One table of ratios: how many times as fast as the fastest dense product every compressed one is, all of them timed in
-//! turns in one run.
+//! One table of ratios: how many times as fast as the fastest dense product every compressed one is, all of them timed
+//! in turns in one run.
 //!
-//! `cargo run --release -p pixel-bench --bin report` prints it for one thread; see `docs/performance.md` for how to read it.
+//! `cargo run --release -p pixel-bench --bin report` prints it for one thread; see `docs/performance.md` for how to
+//! read it.
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -10,7 +11,7 @@ use pixel_bench::contenders::{Contender, Kind, Size, all, form, kernel};
 use pixel_bench::measure::{in_turns, median, speedup};
 use pixel_bench::roofline::{Point, draw};
 use pixel_bench::{BATCHES, SHAPES, stream};
-use pixel_core::simd::{Simd, SimdLevel};
+use pixel_core::math::simd::{Simd, SimdLevel};
 use pixel_core::synthesis::Arithmetic;
 use std::path::PathBuf;
 use std::process::Command;
@@ -30,7 +31,7 @@ struct Args {
     /// Batches; 1, 8 and 128 if none is given
     #[arg(long, value_delimiter = ',', value_parser = positive)]
     batches: Vec<usize>,
-    /// Leave out what runs more than this many times as slow as the fastest dense product
+    /// Skip what runs more than this many times as slow as the fastest dense product
     #[arg(long, default_value_t = f64::INFINITY)]
     slowest: f64,
     /// Where the roofline of batch 1 at the first shape is drawn
@@ -147,7 +148,7 @@ fn compare(size: Size, args: &Args, bandwidth: f64) -> Vec<Point> {
 fn rounding([d_output, d_input]: [usize; 2]) -> Result<()> {
     let x = pixel_bench::gaussian(1, d_input, 1);
     let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN).set_header(["product", "instructions", "relative squared error beside f32"]);
+    table.load_style(ASCII_MARKDOWN).set_header(["product", "instructions", "relative squared error against f32"]);
     for codec in ["additive:2", "trellis:2", "trellis:4"] {
         let form = form(Size { d_output, d_input, batch: 1 }, codec);
         let product = |simd, arithmetic| {

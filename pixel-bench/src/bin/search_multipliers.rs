@@ -1,5 +1,5 @@
-//! The search for the trellis's multipliers: random odd numbers, the best eighth kept and measured on four times as many
-//! weights, until few are left.
+//! The search for the trellis's multipliers: random odd numbers, the best eighth kept and measured on four times as
+//! many weights, until few are left.
 //!
 //! The constants of `pixel_core::codec::trellis::patterns` come from
 //! `cargo run --release -p pixel-bench --bin search_multipliers -- --bits 1.5,2,2.5` and the same with `--bits 3,4`.
@@ -21,7 +21,7 @@ struct Args {
     /// Bits of the trellis state
     #[arg(long, value_delimiter = ',', default_values_t = [12, 16])]
     windows: Vec<u32>,
-    /// Candidates beside the present constant
+    /// Candidates in addition to the present constant
     #[arg(long, default_value_t = 1500)]
     candidates: usize,
     /// Columns of the first sample, of 32 rows

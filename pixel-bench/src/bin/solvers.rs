@@ -1,6 +1,7 @@
 //! The solvers of singular value decompositions side by side: time and residual as ratios to faer's in one run.
 //!
-//! `OPENBLAS_NUM_THREADS=1 cargo run --release -p pixel-bench --features lapack --bin solvers`: faer runs on one thread.
+//! `OPENBLAS_NUM_THREADS=1 cargo run --release -p pixel-bench --features lapack --bin solvers`: faer runs on one
+//! thread.
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -19,7 +20,7 @@ struct Args {
     /// The rank
     #[arg(long, default_value_t = 64)]
     rank: usize,
-    /// Turns that each solver takes; the median is told
+    /// Turns that each solver takes; the median is printed
     #[arg(long, default_value_t = 3)]
     rounds: usize,
 }

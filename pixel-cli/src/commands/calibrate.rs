@@ -5,11 +5,11 @@ use crate::output;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pixel_core::archive::blake3_hex;
-use pixel_core::calibration::{Calibration, Description, Source, Weighting, merge};
+use pixel_core::archive::calibration::{Calibration, Description, Source, Weighting, merge};
+use pixel_models::LoadedModel;
+use pixel_models::calibrate::{CalibrationTokens, calibrate_causal, calibrate_encoder};
+use pixel_models::tokenizer::TextTokenizer;
 use pixel_nn::calibration::{CalibrationOptions, CalibrationProgress};
-use pixel_nn::models::LoadedModel;
-use pixel_nn::models::calibrate::{CalibrationTokens, calibrate_causal, calibrate_encoder};
-use pixel_nn::models::tokenizer::TextTokenizer;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,9 +17,9 @@ use std::time::Instant;
 
 /// Collect what a model's layers read, for `pixel compress --calibration`
 ///
-/// MODEL is run on texts, and the second moments of each layer's inputs are written to a file. A decoder reads chunks of
-/// --context tokens, evenly spread over the texts; an encoder reads lines. Choose texts like those that the model will
-/// read: that matters more than their amount. Files collected on several machines are put together with --merge.
+/// MODEL is run on texts, and the second moments of each layer's inputs are written to a file. A decoder reads chunks
+/// of --context tokens, evenly spread over the texts; an encoder reads lines. Choose texts like those that the model
+/// will read: that matters more than their amount. Files collected on several machines are put together with --merge.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The model: a Hugging Face directory

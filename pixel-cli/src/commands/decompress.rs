@@ -30,16 +30,16 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let archive = Archive::open(&self.input)?;
-        let packed = archive.entries().values().map(|entry| entry.manifest().shape.num_weights() as u64);
+        let packed = archive.entries().values().map(|entry| entry.header().shape.num_weights() as u64);
         let kept = archive.kept().keys().filter_map(|name| archive.checkpoint().tensors().get(name));
         let weights = packed.sum::<u64>() + kept.map(|info| info.shape.iter().product::<usize>() as u64).sum::<u64>();
-        let bar = Bar::new(weights, self.run.quiet || self.run.json)?;
+        let bar = Bar::new(weights, !self.run.prints_text())?;
         let bytes = decompress_archive(&archive, &self.output, self.dtype, self.run.options(), &bar)?;
         bar.finish();
         let tensors = archive.entries().len() + archive.kept().len();
         if self.run.json {
             println!("{:#}", serde_json::json!({ "tensors": tensors, "weights": weights, "bytes": bytes }));
-        } else if !self.run.quiet {
+        } else if self.run.prints_text() {
             println!(
                 "wrote {tensors} tensors, {weights} weights, {} to {}",
                 output::bytes(bytes),

@@ -2,9 +2,9 @@
 
 use crate::output::{self, table};
 use anyhow::{Result, bail};
+use pixel_core::archive::calibration::Calibration;
 use pixel_core::archive::{Model, ModelTensor};
-use pixel_core::calibration::Calibration;
-use pixel_core::metrics::ErrorSums;
+use pixel_core::math::metrics::ErrorSums;
 use pixel_core::{MatrixRef, Shape};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,8 +20,8 @@ pub(crate) struct Args {
     a: PathBuf,
     /// The model to compare
     b: PathBuf,
-    /// What the layers read, from `pixel calibrate`: show the relative error of the layers' outputs as well. Collected on
-    /// texts that the compression has not seen, it is the held-out loss
+    /// What the layers read, from `pixel calibrate`: show the relative error of the layers' outputs as well. Collected
+    /// on texts that the compression has not seen, it is the held-out loss
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// List only tensors whose name matches

@@ -7,12 +7,12 @@ use burn::module::ParamId;
 use burn::tensor::{Int, Tensor, TensorData};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pixel_core::archive::Model;
-use pixel_core::metrics::bits_per_weight;
-use pixel_nn::models::evaluate::{
+use pixel_core::math::metrics::bits_per_weight;
+use pixel_models::evaluate::{
     Comparison, EmbeddingComparison, Estimate, NEIGHBOURS, PerplexityConfig, compare, compare_embeddings, perplexity,
 };
-use pixel_nn::models::tokenizer::TextTokenizer;
-use pixel_nn::models::{CausalModel, EncoderModel, LoadedModel};
+use pixel_models::tokenizer::TextTokenizer;
+use pixel_models::{CausalModel, EncoderModel, LoadedModel};
 use pixel_nn::projection::Projection;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -27,23 +27,25 @@ const CONTEXT: usize = 512;
 /// Sentences that an encoder reads together, unless --batch says otherwise.
 const SENTENCES: usize = 16;
 
-/// How perplexity is measured, as it stands beside the result.
-const CONVENTION: &str = "as llama.cpp's perplexity tool: consecutive chunks of --context tokens without overlap, their first \
-                          token replaced by BOS if the tokenizer puts one before a text, the second half of each scored";
+/// How perplexity is measured, as it is printed with the result.
+const CONVENTION: &str = "as llama.cpp's perplexity tool: consecutive chunks of --context tokens without overlap, \
+                          their first token replaced by BOS if the tokenizer puts one before a text, the second half \
+                          of each scored";
 
 /// Measure what compression costs: perplexity of a language model, embeddings of an encoder
 ///
-/// MODEL is a checkpoint or an archive. A language model's perplexity on the text is printed with its standard error; with
-/// --against also its ratio to the dense model's, the mean KL divergence of the predictions, and how often both find the
-/// same token most probable. The convention is that of llama.cpp's perplexity tool: the text is cut into consecutive chunks
-/// of --context tokens without overlap, the first token of each is replaced by BOS if the tokenizer puts one before a text,
-/// and the second half of each chunk is scored. Perplexities compare only at the same context and tokenizer.
+/// MODEL is a checkpoint or an archive. A language model's perplexity on the text is printed with its standard error;
+/// with --against also its ratio to the dense model's, the mean KL divergence of the predictions, and how often both
+/// find the same token most probable. The convention is that of llama.cpp's perplexity tool: the text is cut into
+/// consecutive chunks of --context tokens without overlap, the first token of each is replaced by BOS if the tokenizer
+/// puts one before a text, and the second half of each chunk is scored. Perplexities compare only at the same context
+/// and tokenizer.
 ///
-/// An encoder of the BERT family needs --against. Every line of the text that is not blank is a sentence; printed are the
-/// mean cosine of its embeddings by both models, and how many of its 10 nearest neighbours stay the same.
+/// An encoder of the BERT family needs --against. Every line of the text that is not blank is a sentence; printed are
+/// the mean cosine of its embeddings by both models, and how many of its 10 nearest neighbours stay the same.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The model: a directory, or a .safetensors file with config.json and tokenizer.json beside it
+    /// The model: a directory, or a .safetensors file with config.json and tokenizer.json next to it
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// The dense model that it was made from
@@ -96,18 +98,7 @@ impl Args {
     fn language_model(&self, model: &CausalModel, text: &str) -> Result<Report> {
         let against =
             self.against.as_deref().map(|path| anyhow::Ok(self.how.load(path)?.into_causal()?)).transpose()?;
-        let config = PerplexityConfig {
-            context: self.context.unwrap_or(CONTEXT),
-            chunks: self.limit.map(NonZeroUsize::get),
-            batch: self.batch.map_or(1, NonZeroUsize::get),
-        };
-        let context = config.context;
-        ensure!(
-            context <= model.max_positions,
-            "--context {context}: {} was made for texts of at most {} tokens",
-            self.model.display(),
-            model.max_positions
-        );
+        let config = self.perplexity_config(model.max_positions)?;
         let of_dense = against.as_ref().map(|dense| (dense.tokenizer.as_ref(), dense.config.vocab_size));
         let vocabularies = Vocabularies::new(self, (model.tokenizer.as_ref(), model.config.vocab_size), of_dense)?;
         let tokens = vocabularies.encode(text, TextTokenizer::encode_plain)?;
@@ -132,7 +123,7 @@ impl Args {
         let size = |path: &Path, model: &CausalModel| Size::new(path, model.network.projections(), &model.weight_names);
         let quality = Quality::LanguageModel {
             text_tokens: tokens.len(),
-            context,
+            context: config.context,
             chunks: perplexity.chunks,
             scored_tokens: perplexity.tokens,
             perplexity: perplexity.perplexity,
@@ -143,6 +134,18 @@ impl Args {
             zip(&self.against, &against).map(|(path, dense)| size(path, dense)),
             quality,
         )
+    }
+
+    /// How perplexity is measured with a model for texts of at most `max_positions` tokens.
+    fn perplexity_config(&self, max_positions: usize) -> Result<PerplexityConfig> {
+        let context = self.context.unwrap_or(CONTEXT);
+        ensure!(
+            context <= max_positions,
+            "--context {context}: {} was made for texts of at most {max_positions} tokens",
+            self.model.display(),
+        );
+        let chunks = self.limit.map(NonZeroUsize::get);
+        Ok(PerplexityConfig { context, chunks, batch: self.batch.map_or(1, NonZeroUsize::get) })
     }
 
     fn encoder(&self, model: &EncoderModel, text: &str) -> Result<Report> {
@@ -277,7 +280,8 @@ struct Size {
 }
 
 impl Size {
-    /// Reads the sizes of a model's linear layers in its files: on the device, a layer that is stored in 16 bits has 32.
+    /// Reads the sizes of a model's linear layers in its files: on the device, a layer that is stored in 16 bits has
+    /// 32.
     fn new<'a>(
         path: &Path,
         projections: impl Iterator<Item = &'a Projection>,
@@ -399,8 +403,8 @@ impl Report {
                 line("cosine", estimate(comparison.cosine));
                 line(&format!("overlap of {}", comparison.neighbours), estimate(comparison.overlap));
                 println!(
-                    "Cosine of both models' embeddings of a sentence; part of its {} nearest neighbours that are the same \
-                     in both. ± is one standard error.",
+                    "Cosine of both models' embeddings of a sentence; part of its {} nearest neighbours that are the \
+                     same in both. ± is one standard error.",
                     comparison.neighbours
                 );
             }

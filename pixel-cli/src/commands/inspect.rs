@@ -4,7 +4,7 @@ use crate::output::{self, table};
 use anyhow::{Context, Result};
 use pixel_core::LowRankSpec;
 use pixel_core::archive::{Archive, Checkpoint, MANIFEST_KEY};
-use pixel_core::metrics::bits_per_weight;
+use pixel_core::math::metrics::bits_per_weight;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -72,17 +72,17 @@ fn archive_lines(archive: &Archive) -> BTreeMap<String, Line> {
     let mut lines = dense_lines(archive.checkpoint());
     lines.retain(|name, _| archive.kept().contains_key(name));
     lines.extend(archive.entries().iter().map(|(name, entry)| {
-        let manifest = entry.manifest();
+        let (manifest, header) = (entry.manifest(), entry.header());
         let line = Line {
-            shape: <[usize; 2]>::from(manifest.shape).to_vec(),
+            shape: <[usize; 2]>::from(header.shape).to_vec(),
             dtype: manifest.dtype.dtype().to_string(),
-            codec: Some(manifest.codec.to_string()),
-            rotated: Some(manifest.rotation.is_some()),
-            protected: manifest.protected,
-            low_rank: manifest.low_rank,
-            low_rank_bytes: manifest.low_rank.map_or(0, |part| part.num_bytes(manifest.shape) as u64),
+            codec: Some(header.codec.to_string()),
+            rotated: Some(header.rotation.is_some()),
+            protected: header.protected,
+            low_rank: header.low_rank,
+            low_rank_bytes: header.low_rank.map_or(0, |part| part.num_bytes(header.shape) as u64),
             bytes: entry.num_bytes(),
-            bits_per_weight: bits_per_weight(entry.num_bytes(), manifest.shape.num_weights() as u64),
+            bits_per_weight: bits_per_weight(entry.num_bytes(), header.shape.num_weights() as u64),
             relative_mse: Some(manifest.relative_mse),
         };
         (name.clone(), line)
@@ -111,23 +111,21 @@ fn dense_lines(checkpoint: &Checkpoint) -> BTreeMap<String, Line> {
 
 impl Listing {
     fn print(&self) {
+        self.print_tensors();
+        self.print_groups();
+        let line = |name: &str, bytes| println!("{name:<20} {}", output::bytes(bytes));
+        line("headers", self.header_bytes);
+        line("other files", self.other_file_bytes);
+        line("total", self.total_bytes);
+    }
+
+    fn print_tensors(&self) {
         let mut table = table(&["tensor", "dtype", "codec", "shape", "bytes", "bits/weight", "relative MSE"], 3);
         for (name, line) in &self.tensors {
-            let mut codec = match (&line.codec, line.rotated) {
-                (Some(codec), Some(true)) => format!("{codec}, rotated"),
-                (Some(codec), _) => codec.clone(),
-                (None, _) => "as it was".into(),
-            };
-            if line.protected > 0 {
-                codec += &format!(", {} columns protected", line.protected);
-            }
-            if let Some(part) = line.low_rank {
-                codec += &format!(", {part}");
-            }
             table.add_row([
                 name.clone(),
                 line.dtype.clone(),
-                codec,
+                line.treatment(),
                 output::shape(&line.shape),
                 line.bytes.to_string(),
                 format!("{:.4}", line.bits_per_weight),
@@ -135,33 +133,48 @@ impl Listing {
             ]);
         }
         println!("{table}");
+    }
+
+    /// The tensors summed up by codec, and the low-rank parts among them.
+    fn print_groups(&self) {
         let mut groups: BTreeMap<(bool, &str), (usize, u64, u64)> = BTreeMap::new();
         for line in self.tensors.values() {
-            let treatment = line.codec.as_deref().unwrap_or("as it was");
-            let group = groups.entry((line.codec.is_none(), treatment)).or_default();
+            let group = groups.entry((line.codec.is_none(), line.codec())).or_default();
             let weights = line.shape.iter().product::<usize>() as u64;
             *group = (group.0 + 1, group.1 + weights, group.2 + line.bytes);
         }
-        let parts = self.tensors.values().filter(|line| line.low_rank.is_some());
-        let (mut tensors, mut codes, mut factors) = (0, 0, 0);
-        for line in parts {
-            (tensors, codes, factors) =
-                (tensors + 1, codes + line.bytes - line.low_rank_bytes, factors + line.low_rank_bytes);
+        for ((_, codec), (tensors, weights, bytes)) in groups {
+            let (bits, bytes) = (bits_per_weight(bytes, weights), output::bytes(bytes));
+            println!("{codec:<20} {bytes}, {tensors} tensors, {weights} weights, {bits:.4} bits/weight");
         }
-        for ((_, treatment), (tensors, weights, bytes)) in groups {
-            let bits = bits_per_weight(bytes, weights);
-            println!(
-                "{treatment:<20} {}, {tensors} tensors, {weights} weights, {bits:.4} bits/weight",
-                output::bytes(bytes)
-            );
+        let parts = || self.tensors.values().filter(|line| line.low_rank.is_some());
+        if parts().next().is_some() {
+            let factors: u64 = parts().map(|line| line.low_rank_bytes).sum();
+            let codes = parts().map(|line| line.bytes).sum::<u64>() - factors;
+            let (factors, codes, tensors) = (output::bytes(factors), output::bytes(codes), parts().count());
+            println!("{:<20} {tensors} tensors: {factors} of factors, {codes} of codes", "of low rank");
         }
-        if tensors > 0 {
-            let (codes, factors) = (output::bytes(codes), output::bytes(factors));
-            println!("{:<20} {tensors} tensors: {factors} of factors beside {codes} of codes", "of low rank");
+    }
+}
+
+impl Line {
+    fn codec(&self) -> &str {
+        self.codec.as_deref().unwrap_or("as it was")
+    }
+
+    /// The codec, and what there is in addition.
+    fn treatment(&self) -> String {
+        let mut text = self.codec().to_owned();
+        if self.rotated == Some(true) {
+            text += ", rotated";
         }
-        println!("{:<20} {}", "headers", output::bytes(self.header_bytes));
-        println!("{:<20} {}", "other files", output::bytes(self.other_file_bytes));
-        println!("{:<20} {}", "total", output::bytes(self.total_bytes));
+        if self.protected > 0 {
+            text += &format!(", {} columns protected", self.protected);
+        }
+        if let Some(part) = self.low_rank {
+            text += &format!(", {part}");
+        }
+        text
     }
 }
 

@@ -4,8 +4,8 @@ use anyhow::{Context, Result, anyhow};
 use burn::tensor::Device;
 use clap::ValueEnum;
 use pixel_core::backend::probe_device;
-use pixel_nn::models::tokenizer::TextTokenizer;
-use pixel_nn::models::{LoadOptions, LoadedModel, load};
+use pixel_models::tokenizer::TextTokenizer;
+use pixel_models::{LoadOptions, LoadedModel, load};
 use pixel_nn::{SynthesisMode, WeightCache};
 use std::path::Path;
 
@@ -43,7 +43,8 @@ impl ModelArgs {
         self.load_with_cache(path, usize::MAX)
     }
 
-    /// Loads a model with room for `bytes` of dense copies of packed weights; what does not fit is decoded as it is used.
+    /// Loads a model with room for `bytes` of dense copies of packed weights; what does not fit is decoded as it is
+    /// used.
     pub(crate) fn load_with_cache(self, path: &Path, bytes: usize) -> Result<LoadedModel> {
         let synthesis = match bytes {
             0 => SynthesisMode::OnDemand,
@@ -85,5 +86,5 @@ impl Backend {
 
 /// The tokenizer of a model, which a text cannot be read without.
 pub(crate) fn tokenizer<'a>(tokenizer: Option<&'a TextTokenizer>, path: &Path) -> Result<&'a TextTokenizer> {
-    tokenizer.ok_or_else(|| anyhow!("{}: there is no tokenizer.json beside the weights", path.display()))
+    tokenizer.ok_or_else(|| anyhow!("{}: there is no tokenizer.json next to the weights", path.display()))
 }

@@ -4,10 +4,10 @@ use super::model_args::{self, ModelArgs};
 use anyhow::{Context, Result};
 use burn::tensor::{Int, Tensor};
 use indicatif::HumanCount;
-use pixel_nn::models::CausalModel;
-use pixel_nn::models::generate::{FinishReason, Generation, generate};
-use pixel_nn::models::sampling::SamplingConfig;
-use pixel_nn::models::tokenizer::{StreamDecoder, TextTokenizer};
+use pixel_models::CausalModel;
+use pixel_models::generate::{FinishReason, Generation, generate};
+use pixel_models::sampling::SamplingConfig;
+use pixel_models::tokenizer::{StreamDecoder, TextTokenizer};
 use serde_json::json;
 use std::io::{Read, Write, stdin, stdout};
 use std::ops::ControlFlow;
@@ -17,12 +17,12 @@ use std::time::Instant;
 
 /// Go on with a text
 ///
-/// MODEL is a language model, a checkpoint or an archive, with its tokenizer.json. What follows the prompt goes to standard
-/// output as it comes, the speed to standard error. A text ends where the model ends it, at --max-tokens, or at the longest
-/// text that the model was made for.
+/// MODEL is a language model, a checkpoint or an archive, with its tokenizer.json. What follows the prompt goes to
+/// standard output as it comes, the speed to standard error. A text ends where the model ends it, at --max-tokens, or
+/// at the longest text that the model was made for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The model: a directory, or a .safetensors file with config.json and tokenizer.json beside it
+    /// The model: a directory, or a .safetensors file with config.json and tokenizer.json next to it
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// The beginning of the text; - reads it from standard input, without the line break at its end
@@ -43,7 +43,8 @@ pub(crate) struct Args {
     /// The same seed gives the same text
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Memory for dense copies of packed weights, such as 500M or 2G. On a processor the copies are slower than the codes
+    /// Memory for dense copies of packed weights, such as 500M or 2G. On a processor the copies are slower than the
+    /// codes
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "0")]
     cache: usize,
     /// Print one JSON object at the end instead of the text as it comes
@@ -153,7 +154,7 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn new(tokenizer: &'a TextTokenizer, prompt: &[u32], print: bool) -> Result<Self> {
-        // Whether the first word begins with a space is known beside the one before.
+        // Whether the first word begins with a space depends on the one before.
         let mut stream = tokenizer.stream();
         for token in prompt {
             stream.push(*token)?;

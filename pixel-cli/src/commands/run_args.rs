@@ -16,10 +16,15 @@ pub(crate) struct RunArgs {
     pub(crate) json: bool,
     /// Print nothing but errors
     #[arg(long, short)]
-    pub(crate) quiet: bool,
+    quiet: bool,
 }
 
 impl RunArgs {
+    /// Whether the run is described in text.
+    pub(crate) fn prints_text(&self) -> bool {
+        !self.quiet && !self.json
+    }
+
     pub(crate) fn options(&self) -> RunOptions {
         RunOptions { threads: self.threads, overwrite: self.overwrite }
     }

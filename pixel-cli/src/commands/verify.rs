@@ -3,7 +3,7 @@
 use crate::output;
 use anyhow::Result;
 use pixel_core::archive::{Archive, Model};
-use pixel_core::metrics::ErrorSums;
+use pixel_core::math::metrics::ErrorSums;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,7 +29,8 @@ pub(crate) struct Args {
     /// The checkpoint that it was made from: decode every tensor and compare
     #[arg(long, value_name = "SOURCE")]
     against: Option<PathBuf>,
-    /// Fail if a packed tensor's relative mean squared error is larger: the measured one with --against, else the recorded
+    /// Fail if a packed tensor's relative mean squared error is larger: the measured one with --against, else the
+    /// recorded
     #[arg(long, value_name = "ERROR")]
     max_relative_mse: Option<f64>,
     /// Print JSON instead of text
@@ -47,16 +48,16 @@ impl Args {
             match self.check_packed(&archive, name, source.as_ref()) {
                 Ok(error) => {
                     if let Some(error) = error {
-                        *sums.entry(entry.manifest().codec.to_string()).or_default() += error;
+                        *sums.entry(entry.header().codec.to_string()).or_default() += error;
                     }
                     let relative = error.map_or(entry.manifest().relative_mse, |error| error.relative_mse());
                     failures.extend(self.judge(name, entry.manifest().relative_mse, relative));
                 }
-                Err(error) => failures.push(format!("{error:#}")),
+                Err(error) => failures.push(output::message(&error)),
             }
         }
         for name in archive.kept().keys() {
-            failures.extend(check_kept(&archive, name, source.as_ref()).err().map(|error| format!("{error:#}")));
+            failures.extend(check_kept(&archive, name, source.as_ref()).err().map(|error| output::message(&error)));
         }
         if let Some(source) = &source {
             let known = |name: &String| archive.entries().contains_key(name) || archive.kept().contains_key(name);
@@ -106,7 +107,11 @@ impl Args {
             sums.iter().map(|(codec, sums)| (codec, sums.relative_mse())).collect();
         if self.json {
             let report = json!({
-                "packed": packed, "kept": kept, "relative_mse": relative_mse, "ok": failures.is_empty(), "failures": failures,
+                "packed": packed,
+                "kept": kept,
+                "relative_mse": relative_mse,
+                "ok": failures.is_empty(),
+                "failures": failures,
             });
             println!("{report:#}");
             return;

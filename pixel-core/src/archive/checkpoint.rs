@@ -1,9 +1,9 @@
 //! A directory or file of safetensors, mapped into memory.
 
 use super::dtype::FloatType;
-use super::error::ArchiveError;
+use super::error::{ArchiveError, IndexError, SafetensorsError};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -69,7 +69,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`ArchiveError`] if there is no such file, or one is not valid, or the index and the shards disagree.
-    pub fn open(path: &Path) -> Result<Self, ArchiveError> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, ArchiveError> {
+        let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(ArchiveError::io("open", path))?;
         if !metadata.is_dir() {
             return Self::from_files(path, vec![path.to_owned()], None);
@@ -118,7 +119,7 @@ impl Checkpoint {
         &self.root
     }
 
-    /// Whether it is a directory, with files beside the weights.
+    /// Whether it is a directory, with files in addition to the weights.
     pub fn is_dir(&self) -> bool {
         self.shards.iter().all(|shard| shard.path != self.root)
     }
@@ -133,7 +134,7 @@ impl Checkpoint {
         &self.shards
     }
 
-    /// Bytes of all weight files, headers and all.
+    /// Bytes of all weight files, including headers.
     pub fn file_bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.bytes.len() as u64).sum()
     }
@@ -172,7 +173,7 @@ impl Checkpoint {
         let float = FloatType::of(info.dtype).ok_or_else(|| ArchiveError::NotFloat {
             path: self.path_of(info).to_owned(),
             tensor: name.to_owned(),
-            dtype: info.dtype.to_string(),
+            dtype: info.dtype,
         })?;
         let bytes = self.bytes(info);
         let mut values = vec![0.0; bytes.len() / float.size()];
@@ -189,8 +190,10 @@ impl Shard {
         // fault; this is the accepted price of every reader of mapped checkpoints, and what is read is only ever
         // treated as bytes.
         let bytes = unsafe { Mmap::map(&file) }.map_err(ArchiveError::io("map", path))?;
-        let (header_len, header) = SafeTensors::read_metadata(&bytes)
-            .map_err(|error| ArchiveError::Safetensors { path: path.to_owned(), message: explain(&bytes, &error) })?;
+        let (header_len, header) = SafeTensors::read_metadata(&bytes).map_err(|error| ArchiveError::Safetensors {
+            path: path.to_owned(),
+            source: Box::new(explain(&bytes, error)),
+        })?;
         let data_start = header_len + 8;
         let tensors = header.tensors().into_iter().map(|(name, info)| {
             let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
@@ -208,9 +211,9 @@ impl Shard {
     }
 }
 
-/// The message for a header that the safetensors library refused, with the tensor at fault where the library does not
-/// name it.
-fn explain(bytes: &[u8], error: &safetensors::SafeTensorError) -> String {
+/// What is wrong with a header that the safetensors library refused, with the tensor at fault where the library does
+/// not name it.
+fn explain(bytes: &[u8], error: SafeTensorError) -> SafetensorsError {
     #[derive(Deserialize)]
     struct Entry {
         dtype: String,
@@ -223,47 +226,44 @@ fn explain(bytes: &[u8], error: &safetensors::SafeTensorError) -> String {
         serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(header).ok()
     })();
     let mut entries: Vec<(String, Entry)> = Vec::new();
-    for (name, value) in header.into_iter().flatten().filter(|(name, _)| name != "__metadata__") {
+    for (tensor, value) in header.into_iter().flatten().filter(|(name, _)| name != "__metadata__") {
         match serde_json::from_value::<Entry>(value) {
-            Err(fault) => return format!("tensor \"{name}\": {fault}"),
-            Ok(entry) if !known(&entry.dtype) => {
-                return format!("tensor \"{name}\" has unknown dtype \"{}\"", entry.dtype);
-            }
-            Ok(entry) => entries.push((name, entry)),
+            Err(source) => return SafetensorsError::Entry { tensor, source },
+            Ok(Entry { dtype, .. }) if !known(&dtype) => return SafetensorsError::UnknownDtype { tensor, dtype },
+            Ok(entry) => entries.push((tensor, entry)),
         }
     }
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let mut end = 0;
-    for (name, entry) in &entries {
+    for (tensor, entry) in entries {
         let (start, stop) = entry.data_offsets;
         if start < end {
-            return format!("tensor \"{name}\" at bytes {start}..{stop} overlaps the one before, which ends at {end}");
+            return SafetensorsError::Overlap { tensor, start, stop, end };
         }
         if start > end || stop < start {
-            return format!("tensor \"{name}\" at bytes {start}..{stop} leaves a gap after {end}");
+            return SafetensorsError::Gap { tensor, start, stop, end };
         }
         end = stop;
     }
     match error {
-        safetensors::SafeTensorError::MetadataIncompleteBuffer => {
-            format!("the tensors end at byte {end} of the data, the file does not ({error})")
-        }
-        _ => format!("{error} (the file has {} bytes)", bytes.len()),
+        SafeTensorError::MetadataIncompleteBuffer => SafetensorsError::End { end, source: error },
+        _ => SafetensorsError::Header { bytes: bytes.len(), source: error },
     }
 }
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ArchiveError> {
     let text = std::fs::read_to_string(path).map_err(ArchiveError::io("read", path))?;
-    let error = |message: String| ArchiveError::Index { path: path.to_owned(), message };
-    let index: Index = serde_json::from_str(&text).map_err(|e| error(e.to_string()))?;
+    parse_index(&text).map_err(|source| ArchiveError::Index { path: path.to_owned(), source: Box::new(source) })
+}
+
+fn parse_index(text: &str) -> Result<BTreeMap<String, String>, IndexError> {
+    let index: Index = serde_json::from_str(text)?;
     if index.weight_map.is_empty() {
-        return Err(error("\"weight_map\" is empty".into()));
+        return Err(IndexError::Empty);
     }
     let is_plain = |file: &str| Path::new(file).file_name().is_some_and(|name| name == file);
     match index.weight_map.iter().find(|(_, file)| !is_plain(file)) {
-        Some((tensor, file)) => {
-            Err(error(format!("\"weight_map\" places tensor \"{tensor}\" in \"{file}\", not a plain file name")))
-        }
+        Some((tensor, file)) => Err(IndexError::NotPlain { tensor: tensor.clone(), file: file.clone() }),
         None => Ok(index.weight_map),
     }
 }

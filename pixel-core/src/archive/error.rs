@@ -1,6 +1,9 @@
 //! What can go wrong with files: every message names the file, and the tensor where there is one.
 
+use super::calibration::CalibrationFileError;
+use super::staging::OutputKind;
 use crate::error::{ConfigError, FormatError, WeightError};
+use safetensors::{Dtype, SafeTensorError};
 use std::path::{Path, PathBuf};
 
 /// A file that cannot be read or written.
@@ -20,26 +23,29 @@ pub enum ArchiveError {
         source: std::io::Error,
     },
     /// The directory holds no weights.
-    #[error("{} holds neither model.safetensors nor model.safetensors.index.json nor any other single .safetensors file", path.display())]
+    #[error(
+        "{} holds neither model.safetensors nor model.safetensors.index.json nor any other single .safetensors file",
+        path.display()
+    )]
     NoWeights {
         /// The directory.
         path: PathBuf,
     },
     /// A file is not valid safetensors.
-    #[error("{}: not a valid safetensors file: {message}", path.display())]
+    #[error("{}: not a valid safetensors file", path.display())]
     Safetensors {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        message: String,
+        source: Box<SafetensorsError>,
     },
     /// The shard index does not parse, or points outside its directory.
-    #[error("{}: {message}", path.display())]
+    #[error("{}", path.display())]
     Index {
         /// The index file.
         path: PathBuf,
         /// What is wrong with it.
-        message: String,
+        source: Box<IndexError>,
     },
     /// The index names a tensor that its shard does not hold.
     #[error("{}: tensor \"{tensor}\" is missing, although the index places it here", path.display())]
@@ -73,7 +79,7 @@ pub enum ArchiveError {
         /// The tensor.
         tensor: String,
         /// Its type.
-        dtype: String,
+        dtype: Dtype,
     },
     /// A weight cannot be compressed.
     #[error("{}: tensor \"{tensor}\"", path.display())]
@@ -107,7 +113,7 @@ pub enum ArchiveError {
         /// The versions that can be read.
         supported: String,
     },
-    /// The rates that there are cannot meet a mean.
+    /// The available rates cannot meet a mean.
     #[error("a mean of {target} bits a weight cannot be met: the smallest rates take {smallest:.4}")]
     Budget {
         /// The mean asked for.
@@ -115,21 +121,21 @@ pub enum ArchiveError {
         /// The mean of the smallest rates.
         smallest: f64,
     },
-    /// A calibration file is none, contradicts itself, or belongs to another model.
-    #[error("{}: {message}", path.display())]
+    /// A calibration file is invalid, contradicts itself, or belongs to another model.
+    #[error("{}", path.display())]
     Calibration {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        message: String,
+        source: Box<CalibrationFileError>,
     },
     /// The manifest contradicts itself or the file.
-    #[error("{}: manifest: {message}", path.display())]
+    #[error("{}: manifest", path.display())]
     Manifest {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        message: String,
+        source: Box<ManifestError>,
     },
     /// A stored weight does not decode.
     #[error("{}: tensor \"{tensor}\"", path.display())]
@@ -141,7 +147,7 @@ pub enum ArchiveError {
         /// Why.
         source: FormatError,
     },
-    /// Stored bytes are not those that were written.
+    /// Stored bytes differ from those that were written.
     #[error("{}: tensor \"{tensor}\" is damaged: BLAKE3 is {found}, the manifest says {expected}", path.display())]
     Damaged {
         /// The file.
@@ -153,14 +159,24 @@ pub enum ArchiveError {
         /// The hash of the bytes.
         found: String,
     },
-    /// The recipe or the configuration cannot be carried out.
+    /// The recipe or the configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The output is there already.
-    #[error("{} exists already; remove it or overwrite it (--overwrite)", path.display())]
+    /// The output exists already.
+    #[error("{} exists already, and replacing it was not asked for", path.display())]
     OutputExists {
         /// The output.
         path: PathBuf,
+    },
+    /// The existing entry is of another kind than the output and is not replaced.
+    #[error("{} is {found}, the output would be {wanted}", path.display())]
+    OutputKind {
+        /// The output.
+        path: PathBuf,
+        /// The kind of the existing entry.
+        found: OutputKind,
+        /// The kind of the output.
+        wanted: OutputKind,
     },
     /// The output is one file, the checkpoint several.
     #[error("{} is one file, but the checkpoint has {shards} shards: name a directory", path.display())]
@@ -196,7 +212,7 @@ pub enum ArchiveError {
         /// The weight, as f32.
         value: f32,
         /// The type.
-        dtype: String,
+        dtype: Dtype,
     },
     /// The caller asked to stop.
     #[error("cancelled; nothing was written under {}", path.display())]
@@ -206,10 +222,158 @@ pub enum ArchiveError {
     },
 }
 
+/// Why a file is not valid safetensors.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SafetensorsError {
+    /// The header describes a tensor in another form.
+    #[error("tensor \"{tensor}\"")]
+    Entry {
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with the description.
+        source: serde_json::Error,
+    },
+    /// The type of a tensor is not known.
+    #[error("tensor \"{tensor}\" has unknown dtype \"{dtype}\"")]
+    UnknownDtype {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        dtype: String,
+    },
+    /// Two tensors share bytes.
+    #[error("tensor \"{tensor}\" at bytes {start}..{stop} overlaps the one before, which ends at {end}")]
+    Overlap {
+        /// The second tensor.
+        tensor: String,
+        /// Its first byte.
+        start: u64,
+        /// The byte after its last.
+        stop: u64,
+        /// The byte after the last of the tensor before.
+        end: u64,
+    },
+    /// Bytes belong to no tensor.
+    #[error("tensor \"{tensor}\" at bytes {start}..{stop} leaves a gap after {end}")]
+    Gap {
+        /// The tensor after the gap.
+        tensor: String,
+        /// Its first byte.
+        start: u64,
+        /// The byte after its last.
+        stop: u64,
+        /// The byte after the last of the tensor before.
+        end: u64,
+    },
+    /// The file is longer or shorter than its tensors.
+    #[error("the tensors end at byte {end} of the data, the file does not")]
+    End {
+        /// The byte after the last of the last tensor.
+        end: u64,
+        /// The library's error.
+        source: SafeTensorError,
+    },
+    /// Any other fault of the header.
+    #[error("the header (the file has {bytes} bytes)")]
+    Header {
+        /// Bytes of the file.
+        bytes: usize,
+        /// The library's error.
+        source: SafeTensorError,
+    },
+}
+
+/// What is wrong with an index of shards.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// It is not JSON of the expected form.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// It places no tensor.
+    #[error("\"weight_map\" is empty")]
+    Empty,
+    /// It points outside its directory.
+    #[error("\"weight_map\" places tensor \"{tensor}\" in \"{file}\", not a plain file name")]
+    NotPlain {
+        /// The tensor.
+        tensor: String,
+        /// The file named.
+        file: String,
+    },
+}
+
+/// What is wrong with a manifest.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManifestError {
+    /// A part of the metadata is absent.
+    #[error("\"{key}\" is missing")]
+    MissingKey {
+        /// The key under `__metadata__`.
+        key: &'static str,
+    },
+    /// It differs from what was written.
+    #[error("damaged: BLAKE3 is {found}, \"pixel_blake3\" says {expected}")]
+    Damaged {
+        /// The hash stored.
+        expected: String,
+        /// The hash of the manifest.
+        found: String,
+    },
+    /// It is not JSON of the expected form.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// A tensor is listed and absent.
+    #[error("tensor \"{tensor}\" is listed but not stored")]
+    NotStored {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor is stored and not listed.
+    #[error("stored tensor \"{tensor}\" is not listed")]
+    NotListed {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A stored tensor belongs to two entries.
+    #[error("stored tensor \"{tensor}\" is listed twice")]
+    ListedTwice {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor is packed and kept.
+    #[error("tensor \"{tensor}\" is listed both as packed and as kept")]
+    BothKinds {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor to be stored has the name of a stream.
+    #[error("tensor \"{tensor}\" has the name of a part of a packed weight")]
+    NameTaken {
+        /// The tensor.
+        tensor: String,
+    },
+    /// The header of the file would be too long.
+    #[error("the file would have a header of {found} bytes, of which readers take {limit}")]
+    HeaderLength {
+        /// Bytes of the header.
+        found: usize,
+        /// Bytes that readers take.
+        limit: usize,
+    },
+}
+
 impl ArchiveError {
     /// Wraps an error of the operating system.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
+    }
+
+    /// Names the file of a manifest at fault.
+    pub(crate) fn manifest(path: &Path, source: ManifestError) -> Self {
+        Self::Manifest { path: path.to_owned(), source: Box::new(source) }
     }
 }

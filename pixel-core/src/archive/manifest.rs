@@ -1,10 +1,13 @@
-//! What an archive says of its tensors: the JSON under `__metadata__`, key `pixel`.
+//! The description of an archive's tensors: the JSON under `__metadata__`, key `pixel`.
 
 use super::dtype::FloatType;
-use super::error::ArchiveError;
+use super::error::{ArchiveError, ManifestError};
 use crate::codec::CodecSpec;
-use crate::low_rank::LowRankSpec;
+use crate::encode::LowRankSpec;
+use crate::error::FormatError;
+use crate::math::Exponent;
 use crate::matrix::Shape;
+use crate::packed::PackedHeader;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,7 +22,7 @@ pub const VERSION_MAJOR: u32 = 1;
 pub const VERSION_MINOR: u32 = 2;
 
 /// The manifest of one shard.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Manifest {
     /// `major.minor`.
     pub version: String,
@@ -27,40 +30,109 @@ pub struct Manifest {
     pub producer: String,
     /// The packed weights of the shard.
     pub tensors: BTreeMap<String, PackedEntry>,
-    /// The tensors stored as they were, each with the BLAKE3 hash of its bytes.
+    /// The tensors stored unchanged, each with the BLAKE3 hash of its bytes.
     pub kept: BTreeMap<String, String>,
 }
 
 /// One packed weight.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PackedEntry {
-    /// The shape of the dense weight.
-    pub shape: Shape,
+    /// What describes the weight: shape, codec, rotation, exponent, and the parts in addition to the codes.
+    pub header: PackedHeader,
     /// The type of the dense weight.
     pub dtype: FloatType,
-    /// The codec with the options that differ from their defaults.
-    pub codec: CodecSpec,
-    /// The seed of the rotation, if there is one; in the file as 16 hexadecimal digits.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "hex_seed")]
-    pub rotation: Option<u64>,
-    /// The power of two by which everything is multiplied.
-    pub exponent: i32,
-    /// How many columns are stored beside the codes. Since 1.1.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub protected: usize,
-    /// Rank and storage of the low-rank part beside the codes, if there is one. Since 1.2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub low_rank: Option<LowRankSpec>,
     /// Relative mean squared error against the source.
     pub relative_mse: f64,
     /// Relative error of the layer's outputs on the inputs of the calibration, `tr((W−Ŵ)·H·(W−Ŵ)ᵀ)/tr(W·H·Wᵀ)`, if
     /// there was one. Since 1.1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_loss: Option<f64>,
     /// BLAKE3 of the source's bytes.
     pub source_blake3: String,
     /// BLAKE3 of the streams' bytes, one after the other.
     pub stored_blake3: String,
+}
+
+impl PackedEntry {
+    /// The entry with the longest text that a weight of `header` can have.
+    pub(super) fn widest(header: PackedHeader, dtype: FloatType) -> Self {
+        const WIDEST: f64 = 2.225_073_858_507_201_4e-308;
+        let hash = || "0".repeat(64);
+        Self {
+            header: PackedHeader { exponent: Exponent::MIN, ..header },
+            dtype,
+            relative_mse: WIDEST,
+            output_loss: Some(WIDEST),
+            source_blake3: hash(),
+            stored_blake3: hash(),
+        }
+    }
+}
+
+/// A [`Manifest`] as JSON has it: fields in this order.
+#[derive(Serialize, Deserialize)]
+struct StoredManifest {
+    version: String,
+    producer: String,
+    tensors: BTreeMap<String, StoredEntry>,
+    kept: BTreeMap<String, String>,
+}
+
+/// A [`PackedEntry`] as JSON has it: one level, fields in this order.
+#[derive(Serialize, Deserialize)]
+struct StoredEntry {
+    shape: Shape,
+    dtype: FloatType,
+    codec: CodecSpec,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "hex_seed")]
+    rotation: Option<u64>,
+    exponent: i32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    protected: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    low_rank: Option<LowRankSpec>,
+    relative_mse: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    output_loss: Option<f64>,
+    source_blake3: String,
+    stored_blake3: String,
+}
+
+impl From<&PackedEntry> for StoredEntry {
+    fn from(entry: &PackedEntry) -> Self {
+        let PackedEntry { header, dtype, relative_mse, output_loss, source_blake3, stored_blake3 } = entry.clone();
+        let PackedHeader { shape, codec, rotation, exponent, protected, low_rank } = header;
+        let exponent = exponent.get();
+        Self {
+            shape,
+            dtype,
+            codec,
+            rotation,
+            exponent,
+            protected,
+            low_rank,
+            relative_mse,
+            output_loss,
+            source_blake3,
+            stored_blake3,
+        }
+    }
+}
+
+impl TryFrom<StoredEntry> for PackedEntry {
+    type Error = FormatError;
+
+    fn try_from(stored: StoredEntry) -> Result<Self, FormatError> {
+        let StoredEntry { shape, codec, rotation, exponent, protected, low_rank, .. } = stored;
+        let exponent = Exponent::new(exponent)?;
+        Ok(Self {
+            header: PackedHeader { shape, codec, rotation, exponent, protected, low_rank },
+            dtype: stored.dtype,
+            relative_mse: stored.relative_mse,
+            output_loss: stored.output_loss,
+            source_blake3: stored.source_blake3,
+            stored_blake3: stored.stored_blake3,
+        })
+    }
 }
 
 impl Manifest {
@@ -78,22 +150,33 @@ impl Manifest {
     ///
     /// # Errors
     /// [`ArchiveError`] if there is none, it is damaged, or its version cannot be read.
-    pub fn read(path: &Path, metadata: &BTreeMap<String, String>) -> Result<Self, ArchiveError> {
-        let error = |message: String| ArchiveError::Manifest { path: path.to_owned(), message };
+    pub fn read(path: impl AsRef<Path>, metadata: &BTreeMap<String, String>) -> Result<Self, ArchiveError> {
+        let path = path.as_ref();
+        let error = |source: ManifestError| ArchiveError::manifest(path, source);
         let text = metadata.get(MANIFEST_KEY).ok_or_else(|| ArchiveError::NotAnArchive { path: path.to_owned() })?;
         check_version(path, text)?;
-        let expected =
-            metadata.get(MANIFEST_HASH_KEY).ok_or_else(|| error(format!("\"{MANIFEST_HASH_KEY}\" is missing")))?;
+        let expected = metadata.get(MANIFEST_HASH_KEY);
+        let expected = expected.ok_or_else(|| error(ManifestError::MissingKey { key: MANIFEST_HASH_KEY }))?;
         let found = blake3::hash(text.as_bytes()).to_hex();
         if found.as_str() != expected {
-            return Err(error(format!("damaged: BLAKE3 is {found}, \"{MANIFEST_HASH_KEY}\" says {expected}")));
+            let (expected, found) = (expected.clone(), found.to_string());
+            return Err(error(ManifestError::Damaged { expected, found }));
         }
-        serde_json::from_str(text).map_err(|e| error(e.to_string()))
+        let stored: StoredManifest = serde_json::from_str(text).map_err(|e| error(e.into()))?;
+        let StoredManifest { version, producer, tensors, kept } = stored;
+        let tensors = tensors.into_iter().map(|(name, stored)| match PackedEntry::try_from(stored) {
+            Ok(entry) => Ok((name, entry)),
+            Err(source) => Err(ArchiveError::Format { path: path.to_owned(), tensor: name, source }),
+        });
+        Ok(Self { version, producer, tensors: tensors.collect::<Result<_, _>>()?, kept })
     }
 
     /// The two entries of `__metadata__`.
     pub(crate) fn to_metadata(&self) -> [(String, String); 2] {
-        let text = serde_json::to_string(self).expect("strings, numbers and maps with string keys");
+        let Self { version, producer, kept, .. } = self.clone();
+        let tensors = self.tensors.iter().map(|(name, entry)| (name.clone(), entry.into())).collect();
+        let stored = StoredManifest { version, producer, tensors, kept };
+        let text = serde_json::to_string(&stored).expect("strings, numbers and maps with string keys");
         let hash = blake3::hash(text.as_bytes()).to_hex().to_string();
         [(MANIFEST_KEY.into(), text), (MANIFEST_HASH_KEY.into(), hash)]
     }
@@ -105,14 +188,13 @@ impl Default for Manifest {
     }
 }
 
-/// Refuses other major versions before anything else of the manifest is looked at.
+/// Refuses other major versions before anything else of the manifest is read.
 fn check_version(path: &Path, text: &str) -> Result<(), ArchiveError> {
     #[derive(Deserialize)]
     struct Versioned {
         version: String,
     }
-    let error = |message: String| ArchiveError::Manifest { path: path.to_owned(), message };
-    let Versioned { version } = serde_json::from_str(text).map_err(|e| error(e.to_string()))?;
+    let Versioned { version } = serde_json::from_str(text).map_err(|e| ArchiveError::manifest(path, e.into()))?;
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
     match major {
         Some(VERSION_MAJOR) => Ok(()),

@@ -3,14 +3,16 @@
 //! An archive is a checkpoint some of whose weights are stored as codes; `docs/format.md` defines every byte. Readers
 //! treat every byte as hostile, and nothing is visible under its final name before it is complete.
 
+pub mod calibration;
 mod checkpoint;
 mod dtype;
-pub(crate) mod error;
+mod error;
 mod manifest;
 mod model;
-pub(crate) mod reader;
-pub(crate) mod shard_writer;
-pub(crate) mod staging;
+mod reader;
+mod shard_writer;
+mod staging;
+mod writer;
 
 /// BLAKE3 of `bytes` as 64 hexadecimal digits, the form in which manifests hold hashes.
 pub fn blake3_hex(bytes: &[u8]) -> String {
@@ -19,7 +21,11 @@ pub fn blake3_hex(bytes: &[u8]) -> String {
 
 pub use checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE, Shard, TensorInfo};
 pub use dtype::FloatType;
-pub use error::ArchiveError;
+pub use error::{ArchiveError, IndexError, ManifestError, SafetensorsError};
 pub use manifest::{MANIFEST_HASH_KEY, MANIFEST_KEY, Manifest, PackedEntry, VERSION_MAJOR, VERSION_MINOR};
 pub use model::{Model, ModelTensor};
 pub use reader::{Archive, Entry};
+pub use staging::{OutputKind, write_file};
+
+pub(crate) use shard_writer::{ShardWriter, TensorPlan};
+pub(crate) use writer::{ArchivePlan, ArchiveTensor, ArchiveWriter, CheckpointWriter, FilePlan, Record};

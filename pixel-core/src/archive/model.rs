@@ -43,7 +43,7 @@ impl Model {
     ///
     /// # Errors
     /// [`ArchiveError`].
-    pub fn open(path: &Path) -> Result<Self, ArchiveError> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, ArchiveError> {
         let checkpoint = Checkpoint::open(path)?;
         if checkpoint.shards().iter().any(|shard| shard.metadata.contains_key(MANIFEST_KEY)) {
             return Ok(Self::Packed(Archive::from_checkpoint(checkpoint)?));
@@ -70,12 +70,11 @@ impl Model {
             Self::Dense(checkpoint) => checkpoint.tensors().keys().map(stored).collect(),
             Self::Packed(archive) => {
                 let packed = archive.entries().iter().map(|(name, entry)| {
-                    let manifest = entry.manifest();
                     let tensor = ModelTensor {
-                        shape: <[usize; 2]>::from(manifest.shape).to_vec(),
-                        dtype: manifest.dtype.dtype(),
+                        shape: <[usize; 2]>::from(entry.header().shape).to_vec(),
+                        dtype: entry.manifest().dtype.dtype(),
                         stored_bytes: entry.num_bytes(),
-                        codec: Some(manifest.codec.to_string()),
+                        codec: Some(entry.header().codec.to_string()),
                     };
                     (name.clone(), tensor)
                 });
@@ -98,7 +97,7 @@ impl Model {
         }
     }
 
-    /// The bytes of a tensor that is stored as it is; `None` if it is packed.
+    /// The bytes of a tensor that is stored unchanged; `None` if it is packed.
     ///
     /// # Errors
     /// [`ArchiveError`].

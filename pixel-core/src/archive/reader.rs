@@ -1,12 +1,12 @@
 //! Reads an archive back: every byte is checked before it is used.
 
 use super::checkpoint::{Checkpoint, TensorInfo};
-use super::error::ArchiveError;
+use super::error::{ArchiveError, ManifestError};
 use super::manifest::{Manifest, PackedEntry};
 use crate::codec::{Stream, StreamSpec, StreamType};
-use crate::packed::{PackedHeader, PackedWeight, stored_streams};
+use crate::error::FormatError;
+use crate::packed::{PackedHeader, PackedWeight};
 use half::f16;
-use safetensors::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -15,11 +15,11 @@ use std::path::Path;
 /// # Example
 /// ```no_run
 /// use pixel_core::archive::Archive;
-/// let archive = Archive::open("model.pixel".as_ref())?;
+/// let archive = Archive::open("model.pixel")?;
 /// for (name, entry) in archive.entries() {
-///     println!("{name}: {} {}", entry.manifest().shape, entry.manifest().codec);
+///     println!("{name}: {} {}", entry.header().shape, entry.header().codec);
 ///     let weight = archive.packed(name)?.synthesize();
-///     assert_eq!(weight.shape(), entry.manifest().shape);
+///     assert_eq!(weight.shape(), entry.header().shape);
 /// }
 /// # Ok::<(), pixel_core::archive::ArchiveError>(())
 /// ```
@@ -42,6 +42,11 @@ impl Entry {
     /// What the manifest says.
     pub const fn manifest(&self) -> &PackedEntry {
         &self.manifest
+    }
+
+    /// What describes the packed weight.
+    pub const fn header(&self) -> &PackedHeader {
+        &self.manifest.header
     }
 
     /// What is stored, in order.
@@ -71,7 +76,7 @@ impl Archive {
     ///
     /// # Errors
     /// [`ArchiveError`].
-    pub fn open(path: &Path) -> Result<Self, ArchiveError> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, ArchiveError> {
         Self::from_checkpoint(Checkpoint::open(path)?)
     }
 
@@ -98,19 +103,19 @@ impl Archive {
             }
         }
         if let Some(name) = archive.kept.keys().find(|name| archive.entries.contains_key(*name)) {
-            let message = format!("tensor \"{name}\" is listed both as packed and as kept");
-            return Err(ArchiveError::Manifest { path: archive.checkpoint.root().to_owned(), message });
+            let source = ManifestError::BothKinds { tensor: name.clone() };
+            return Err(ArchiveError::manifest(archive.checkpoint.root(), source));
         }
         match archive.checkpoint.tensors().keys().find(|name| !accounted.contains(*name)) {
             None => Ok(archive),
-            Some(name) => Err(ArchiveError::Manifest {
-                path: archive.checkpoint.root().to_owned(),
-                message: format!("stored tensor \"{name}\" is not listed"),
-            }),
+            Some(name) => {
+                let source = ManifestError::NotListed { tensor: name.clone() };
+                Err(ArchiveError::manifest(archive.checkpoint.root(), source))
+            }
         }
     }
 
-    /// The files below.
+    /// The checkpoint that stores the archive.
     pub const fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
@@ -120,7 +125,7 @@ impl Archive {
         &self.entries
     }
 
-    /// The tensors stored as they were, by name, each with its hash.
+    /// The tensors stored unchanged, by name, each with its hash.
     pub const fn kept(&self) -> &BTreeMap<String, String> {
         &self.kept
     }
@@ -141,15 +146,7 @@ impl Archive {
             streams.push(read_stream(spec.dtype, bytes));
         }
         check_hash(path, name, &entry.manifest.stored_blake3, hasher.finalize())?;
-        let header = PackedHeader {
-            shape: entry.manifest.shape,
-            codec: entry.manifest.codec.clone(),
-            rotation: entry.manifest.rotation,
-            exponent: entry.manifest.exponent,
-            protected: entry.manifest.protected,
-            low_rank: entry.manifest.low_rank,
-        };
-        PackedWeight::new(header, streams).map_err(|source| format_error(path, name, source))
+        PackedWeight::new(entry.manifest.header.clone(), streams).map_err(|source| format_error(path, name, source))
     }
 
     /// Reads the kept tensor `name` and checks its hash.
@@ -166,7 +163,7 @@ impl Archive {
     }
 }
 
-fn format_error(path: &Path, tensor: &str, source: crate::error::FormatError) -> ArchiveError {
+fn format_error(path: &Path, tensor: &str, source: FormatError) -> ArchiveError {
     ArchiveError::Format { path: path.to_owned(), tensor: tensor.to_owned(), source }
 }
 
@@ -183,38 +180,36 @@ fn check_hash(path: &Path, tensor: &str, expected: &str, found: blake3::Hash) ->
     })
 }
 
-/// The tensor `name`, which the manifest of `shard` says is there.
+/// The tensor `name`, which the manifest of `shard` lists.
 fn find<'a>(checkpoint: &'a Checkpoint, shard: usize, name: &str) -> Result<&'a TensorInfo, ArchiveError> {
-    let missing = || ArchiveError::Manifest {
-        path: checkpoint.shards()[shard].path.clone(),
-        message: format!("tensor \"{name}\" is listed but not stored"),
+    let missing = || {
+        let source = ManifestError::NotStored { tensor: name.to_owned() };
+        ArchiveError::manifest(&checkpoint.shards()[shard].path, source)
     };
     checkpoint.tensors().get(name).filter(|info| info.shard == shard).ok_or_else(missing)
 }
 
 /// Notes that the manifest lists the stored tensor `name`, once.
 fn account(accounted: &mut BTreeSet<String>, path: &Path, name: String) -> Result<(), ArchiveError> {
-    let message = format!("stored tensor \"{name}\" is listed twice");
-    if accounted.insert(name) { Ok(()) } else { Err(ArchiveError::Manifest { path: path.to_owned(), message }) }
+    if accounted.insert(name.clone()) {
+        return Ok(());
+    }
+    Err(ArchiveError::manifest(path, ManifestError::ListedTwice { tensor: name }))
 }
 
-/// Dense bytes that a weight may have whatever is stored for it …
+/// Dense bytes that a weight may have regardless of its stored bytes …
 const MAX_DENSE_BYTES: usize = 1 << 30;
 /// … and dense bytes per stored byte beyond that. Whole-matrix patterns reach 2400, everything else 70.
 const MAX_EXPANSION: usize = 4096;
 
 /// Refuses a weight that would need far more memory than the archive takes on disk.
-fn check_expansion(shape: crate::matrix::Shape, streams: &[StreamSpec]) -> Result<(), crate::error::FormatError> {
+fn check_expansion(shape: crate::matrix::Shape, streams: &[StreamSpec]) -> Result<(), FormatError> {
     let dense = 4 * shape.num_weights();
     let stored: usize = streams.iter().map(StreamSpec::num_bytes).sum();
     if dense <= MAX_DENSE_BYTES || dense / MAX_EXPANSION <= stored {
         return Ok(());
     }
-    Err(crate::error::FormatError::Field {
-        field: "shape",
-        value: shape.to_string(),
-        range: format!("what {stored} stored bytes may stand for"),
-    })
+    Err(FormatError::Expansion { shape, stored })
 }
 
 /// Checks that the streams of an entry are stored with the right types and shapes, before anything is allocated.
@@ -225,31 +220,22 @@ fn check_entry(
     entry: &PackedEntry,
 ) -> Result<Vec<StreamSpec>, ArchiveError> {
     let path = &checkpoint.shards()[shard].path;
-    let streams = stored_streams(&entry.codec, entry.shape, entry.protected, entry.low_rank)
-        .map_err(|source| format_error(path, name, source.into()))?;
+    let streams = entry.header.streams().map_err(|source| format_error(path, name, source.into()))?;
     for stream in &streams {
         let info = find(checkpoint, shard, &stream_name(name, stream))?;
-        let dtype = safetensors_dtype(stream.dtype);
-        if info.dtype != dtype || info.shape != stream.shape {
-            let source = crate::error::FormatError::StreamShape {
+        if info.dtype != stream.dtype.safetensors() || info.shape != stream.shape {
+            let source = FormatError::StreamShape {
                 stream: stream.name,
-                found: format!("{} {:?}", info.dtype, info.shape),
-                expected: format!("{dtype} {:?}", stream.shape),
+                found: info.dtype,
+                found_shape: info.shape.clone(),
+                expected: stream.dtype,
+                expected_shape: stream.shape.clone(),
             };
             return Err(format_error(path, name, source));
         }
     }
-    check_expansion(entry.shape, &streams).map_err(|source| format_error(path, name, source))?;
+    check_expansion(entry.header.shape, &streams).map_err(|source| format_error(path, name, source))?;
     Ok(streams)
-}
-
-/// The type of a stream as safetensors spells it.
-pub(crate) const fn safetensors_dtype(dtype: StreamType) -> Dtype {
-    match dtype {
-        StreamType::U32 => Dtype::U32,
-        StreamType::F16 => Dtype::F16,
-        StreamType::I8 => Dtype::I8,
-    }
 }
 
 fn read_stream(dtype: StreamType, bytes: &[u8]) -> Stream {
@@ -263,19 +249,19 @@ fn read_stream(dtype: StreamType, bytes: &[u8]) -> Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::CodingSpec;
     use crate::codec::CodecSpec;
     use crate::matrix::Shape;
-    use crate::packed::spec_streams;
 
     #[test]
     fn a_weight_far_larger_than_its_codes_is_refused() {
         let spec = CodecSpec::new("matching", 0.5).with_option("tile", 0).with_option("patterns", 1);
         let check = |m, n| {
             let shape = Shape::new(m, n).unwrap();
-            check_expansion(shape, &spec_streams(&spec, shape).unwrap())
+            check_expansion(shape, &CodingSpec::new(spec.clone()).streams(shape).unwrap())
         };
         assert!(check(512, 512).is_ok());
         let error = check(1, 1 << 34).unwrap_err().to_string();
-        assert!(error.contains("1×17179869184 is outside what"), "{error}");
+        assert!(error.contains("1×17179869184 is more than"), "{error}");
     }
 }

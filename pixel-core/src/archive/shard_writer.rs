@@ -93,7 +93,7 @@ impl ShardWriter {
         self.write_at(8 + self.header_room + start + offset, bytes)
     }
 
-    /// Writes the header with `metadata` and hands the file to the disk.
+    /// Writes the header with `metadata` and flushes the file to disk.
     pub(crate) fn finish(self, metadata: &BTreeMap<String, String>) -> Result<(), ArchiveError> {
         let mut header = header(&self.tensors, metadata).into_bytes();
         assert!(header.len() <= self.header_room, "a header of {} bytes in {}", header.len(), self.header_room);

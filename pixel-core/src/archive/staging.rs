@@ -1,54 +1,69 @@
-//! Output that appears under its final name only when it is complete.
+//! Output that appears under its final name only when it is complete: the one way in which files are written.
 
 use super::error::ArchiveError;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// A file or directory under a temporary name beside its final one; removed unless [`commit`](Self::commit)ted.
+/// What an output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputKind {
+    /// One file.
+    File,
+    /// A directory of files.
+    Directory,
+}
+
+impl OutputKind {
+    /// The kind that archives and checkpoints derive from a path: a file if it ends in `.safetensors`, a directory
+    /// otherwise.
+    pub fn of(path: impl AsRef<Path>) -> Self {
+        let is_file = path.as_ref().extension().is_some_and(|extension| extension == "safetensors");
+        if is_file { Self::File } else { Self::Directory }
+    }
+}
+
+impl std::fmt::Display for OutputKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::File => "a file",
+            Self::Directory => "a directory",
+        })
+    }
+}
+
+/// A file or directory under a temporary name next to its final one; removed unless [`commit`](Self::commit)ted.
 #[derive(Debug)]
 pub(crate) struct Staging {
     path: PathBuf,
     target: PathBuf,
-    overwrite: bool,
-    /// Whether what lies at `path` is this one's to remove.
+    kind: OutputKind,
+    /// Whether to remove what lies at `path` on drop.
     armed: bool,
 }
 
 impl Staging {
-    /// A directory that will become `target`.
+    /// An output that will become `target`. A directory is created at [`path`](Self::path), a file is for the caller to
+    /// create there.
     ///
     /// # Errors
-    /// [`ArchiveError::OutputExists`] unless `overwrite`, [`ArchiveError::Io`].
-    pub(crate) fn directory(target: &Path, overwrite: bool) -> Result<Self, ArchiveError> {
-        let mut staging = Self::new(target, overwrite)?;
-        std::fs::create_dir(&staging.path).map_err(ArchiveError::io("create", &staging.path))?;
-        staging.armed = true;
-        Ok(staging)
-    }
-
-    /// A file that will become `target`; the caller creates it at [`path`](Self::path).
-    ///
-    /// # Errors
-    /// [`ArchiveError::OutputExists`] unless `overwrite`, [`ArchiveError::Io`].
-    pub(crate) fn file(target: &Path, overwrite: bool) -> Result<Self, ArchiveError> {
-        // The name is this process's own, so what appears there is this one's.
-        let mut staging = Self::new(target, overwrite)?;
-        staging.armed = true;
-        Ok(staging)
-    }
-
-    fn new(target: &Path, overwrite: bool) -> Result<Self, ArchiveError> {
-        // Without a trailing `.` or `/`, which a rename would not take.
+    /// [`ArchiveError::OutputExists`] unless `overwrite`; [`ArchiveError::OutputKind`] if `target` exists and is of the
+    /// other kind; [`ArchiveError::Io`].
+    pub(crate) fn new(target: &Path, kind: OutputKind, overwrite: bool) -> Result<Self, ArchiveError> {
+        // Without a trailing `.` or `/`, which a rename would refuse.
         let target: PathBuf = target.components().collect();
-        if target.symlink_metadata().is_ok() && !overwrite {
-            return Err(ArchiveError::OutputExists { path: target });
-        }
+        check_target(&target, kind, overwrite)?;
         let invalid = || std::io::Error::new(std::io::ErrorKind::InvalidInput, "the path names no file or directory");
         let name = target.file_name().ok_or_else(invalid).map_err(ArchiveError::io("create", &target))?;
         if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent).map_err(ArchiveError::io("create", parent))?;
         }
         let partial = format!(".{}.{:016x}.partial", name.to_string_lossy(), unique());
-        Ok(Self { path: target.with_file_name(partial), target, overwrite, armed: false })
+        let path = target.with_file_name(partial);
+        if kind == OutputKind::Directory {
+            std::fs::create_dir(&path).map_err(ArchiveError::io("create", &path))?;
+        }
+        // The name is unique to this value, so whatever appears there may be removed with it.
+        Ok(Self { path, target, kind, armed: true })
     }
 
     /// The temporary name.
@@ -56,29 +71,94 @@ impl Staging {
         &self.path
     }
 
-    /// Gives the output its final name.
+    /// What the output is.
+    pub(crate) const fn kind(&self) -> OutputKind {
+        self.kind
+    }
+
+    /// Gives the output its final name. At every moment that name leads to the whole of the old output or the whole of
+    /// the new one, where the file system can exchange two directories (Linux and macOS can); elsewhere a directory
+    /// that is replaced is absent between two renames.
     ///
     /// # Errors
-    /// [`ArchiveError::Io`]; what was there before is then still there.
+    /// [`ArchiveError::OutputKind`] if something of the other kind has appeared there meanwhile; [`ArchiveError::Io`].
+    /// An existing output is then unchanged.
     pub(crate) fn commit(mut self) -> Result<(), ArchiveError> {
-        let old = self.path.with_extension("old");
-        let replaces = self.overwrite && self.target.symlink_metadata().is_ok();
-        if replaces {
-            std::fs::rename(&self.target, &old).map_err(ArchiveError::io("replace", &self.target))?;
+        check_target(&self.target, self.kind, true)?;
+        let rename = ArchiveError::io("rename the output to", &self.target);
+        let replaces = self.kind == OutputKind::Directory && self.target.symlink_metadata().is_ok();
+        if replaces && exchange(&self.path, &self.target).is_ok() {
+            // The replaced output has the temporary name now and is removed when this is dropped.
+            return Ok(());
         }
-        if let Err(error) = std::fs::rename(&self.path, &self.target) {
-            if replaces {
+        if replaces {
+            let old = self.path.with_extension("old");
+            std::fs::rename(&self.target, &old).map_err(ArchiveError::io("replace", &self.target))?;
+            if let Err(error) = std::fs::rename(&self.path, &self.target) {
                 std::fs::rename(&old, &self.target).map_err(ArchiveError::io("restore", &self.target))?;
+                return Err(rename(error));
             }
-            return Err(ArchiveError::io("rename the output to", &self.target)(error));
+            // The output is in place: failing to remove the replaced one is no error.
+            let _ = remove(&old);
+        } else {
+            // Over a file, this replaces it at once.
+            std::fs::rename(&self.path, &self.target).map_err(rename)?;
         }
         self.armed = false;
-        if replaces {
-            // The output is in place: what is left of the old one is no reason to fail.
-            let _ = remove(&old);
-        }
         Ok(())
     }
+}
+
+/// Writes `contents` to the file `path`, which appears complete or not at all.
+///
+/// # Errors
+/// [`ArchiveError::OutputExists`] unless `overwrite`; [`ArchiveError::OutputKind`] for a directory;
+/// [`ArchiveError::Io`].
+///
+/// # Example
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("note.txt");
+/// use pixel_core::archive::write_file;
+/// write_file(&path, b"one", false)?;
+/// assert!(write_file(&path, b"two", false).is_err());
+/// write_file(&path, b"two", true)?;
+/// assert_eq!(std::fs::read(&path)?, b"two");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn write_file(path: impl AsRef<Path>, contents: &[u8], overwrite: bool) -> Result<(), ArchiveError> {
+    let staging = Staging::new(path.as_ref(), OutputKind::File, overwrite)?;
+    let write = || {
+        let mut file = std::fs::File::create_new(staging.path())?;
+        file.write_all(contents)?;
+        file.sync_all()
+    };
+    write().map_err(ArchiveError::io("write", path.as_ref()))?;
+    staging.commit()
+}
+
+/// Refuses a target that may not be replaced.
+fn check_target(target: &Path, kind: OutputKind, overwrite: bool) -> Result<(), ArchiveError> {
+    if target.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    if !overwrite {
+        return Err(ArchiveError::OutputExists { path: target.to_owned() });
+    }
+    let found = if target.is_dir() { OutputKind::Directory } else { OutputKind::File };
+    if found == kind { Ok(()) } else { Err(ArchiveError::OutputKind { path: target.to_owned(), found, wanted: kind }) }
+}
+
+/// Swaps two paths atomically.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn exchange(a: &Path, b: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    Ok(renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+fn exchange(_: &Path, _: &Path) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 impl Drop for Staging {
@@ -98,22 +178,28 @@ fn unique() -> u64 {
 }
 
 fn remove(path: &Path) -> std::io::Result<()> {
-    if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
+    // A link is removed itself, not its target.
+    let is_dir = path.symlink_metadata()?.is_dir();
+    if is_dir { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn count(dir: &Path) -> usize {
+        std::fs::read_dir(dir).unwrap().count()
+    }
+
     #[test]
     fn a_file_appears_only_when_committed_and_nothing_is_left_otherwise() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
-        let staging = Staging::file(&target, false).unwrap();
+        let staging = Staging::new(&target, OutputKind::File, false).unwrap();
         std::fs::write(staging.path(), "half").unwrap();
         assert!(!target.exists());
         drop(staging);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(count(dir.path()), 0);
     }
 
     #[test]
@@ -121,12 +207,79 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         std::fs::write(&target, "old").unwrap();
-        assert!(matches!(Staging::file(&target, false), Err(ArchiveError::OutputExists { .. })));
-        let staging = Staging::file(&target, true).unwrap();
+        let refused = Staging::new(&target, OutputKind::File, false);
+        assert!(matches!(refused, Err(ArchiveError::OutputExists { .. })));
+        let staging = Staging::new(&target, OutputKind::File, true).unwrap();
         std::fs::write(staging.path(), "new").unwrap();
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "old");
         staging.commit().unwrap();
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "new");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(count(dir.path()), 1);
+    }
+
+    #[test]
+    fn a_directory_takes_the_place_of_one_and_nothing_of_the_old_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        std::fs::create_dir(&target).unwrap();
+        std::fs::write(target.join("old"), "old").unwrap();
+        let staging = Staging::new(&target, OutputKind::Directory, true).unwrap();
+        std::fs::write(staging.path().join("new"), "new").unwrap();
+        assert!(target.join("old").exists());
+        staging.commit().unwrap();
+        assert!(target.join("new").exists() && !target.join("old").exists());
+        assert_eq!(count(dir.path()), 1);
+    }
+
+    #[test]
+    fn nothing_takes_the_place_of_what_is_of_another_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, file) = (dir.path().join("folder"), dir.path().join("file"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("precious"), "data").unwrap();
+        std::fs::write(&file, "data").unwrap();
+        let refused = |path: &Path, kind| Staging::new(path, kind, true).unwrap_err().to_string();
+        assert!(refused(&folder, OutputKind::File).ends_with("is a directory, the output would be a file"));
+        assert!(refused(&file, OutputKind::Directory).ends_with("is a file, the output would be a directory"));
+        // Nor what appeared there after the output was started.
+        let late = dir.path().join("late");
+        let staging = Staging::new(&late, OutputKind::File, false).unwrap();
+        std::fs::write(staging.path(), "new").unwrap();
+        std::fs::create_dir(&late).unwrap();
+        assert!(matches!(staging.commit(), Err(ArchiveError::OutputKind { .. })));
+        assert!(write_file(&folder, b"new", true).is_err());
+        assert_eq!(std::fs::read_to_string(folder.join("precious")).unwrap(), "data");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "data");
+        assert_eq!(count(dir.path()), 3);
+    }
+
+    #[test]
+    fn a_name_that_is_replaced_is_never_away() {
+        let dir = tempfile::tempdir().unwrap();
+        for kind in [OutputKind::File, OutputKind::Directory] {
+            let target = dir.path().join(format!("{kind}"));
+            let put = |overwrite| {
+                let staging = Staging::new(&target, kind, overwrite).unwrap();
+                match kind {
+                    OutputKind::File => std::fs::write(staging.path(), "contents").unwrap(),
+                    OutputKind::Directory => std::fs::write(staging.path().join("a"), "contents").unwrap(),
+                }
+                staging.commit().unwrap();
+            };
+            put(false);
+            let is_done = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let watcher = scope.spawn(|| {
+                    let mut looks = 0u64;
+                    while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                        assert!(target.exists(), "{kind} after {looks} looks");
+                        looks += 1;
+                    }
+                });
+                (0..200).for_each(|_| put(true));
+                is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+                watcher.join().unwrap();
+            });
+        }
     }
 }

@@ -1,13 +1,13 @@
 //! Gradients of activations, scales and dictionary. Codes are constant.
 //!
-//! With `y = x·Wᵀ`: `∂x = ∂y·W`, `∂W = ∂yᵀ·x`. From `∂W` follow those of scales and dictionary
-//! (`gradients.rs`), and a rotation passes gradients back through its inverse.
+//! With `y = x·Wᵀ`: `∂x = ∂y·W`, `∂W = ∂yᵀ·x`. From `∂W` follow those of scales and dictionary (`gradients.rs`), and a
+//! rotation passes gradients back through its inverse. Products are in f32, whatever [`Arithmetic`] is requested.
 
 use super::definition;
 use super::gradients::{dictionary_gradient, scale_gradient};
 use super::{Direction, PixelBackend};
 use crate::codec::CodecLayout;
-use crate::rotation::Rotation;
+use crate::math::rotation::Rotation;
 use crate::synthesis::Arithmetic;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IndexingUpdateOp, IntTensor};
@@ -77,9 +77,11 @@ impl<B: PixelBackend, C: CheckpointStrategy> PixelBackend for Autodiff<B, C> {
         scales: FloatTensor<Self>,
         dictionary: FloatTensor<Self>,
         layout: CodecLayout,
-        arithmetic: Arithmetic,
+        _arithmetic: Arithmetic,
     ) -> FloatTensor<Self> {
-        let out = |x, scales, dictionary| B::pattern_linear(x, codes.clone(), scales, dictionary, layout, arithmetic);
+        // The gradients are those of the product in f32: rounded activations or tables have none.
+        let out =
+            |x, scales, dictionary| B::pattern_linear(x, codes.clone(), scales, dictionary, layout, Arithmetic::F32);
         let nodes = [x.node(), scales.node(), dictionary.node()];
         match LinearBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {

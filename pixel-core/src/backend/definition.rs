@@ -7,13 +7,13 @@
 //! u[r][c] = Σ_t factor_t[r][c] · Π_j D[index_tj[r][c]]
 //! ```
 //!
-//! The codecs differ in the indices and factors alone ([`super::terms`]); values follow from this one formula, and so do
-//! gradients (`gradients.rs`).
+//! The codecs differ in the indices and factors alone ([`super::terms`]); values follow from this one formula, and so
+//! do gradients (`gradients.rs`).
 
 use super::Direction;
 use super::terms::terms;
 use crate::codec::CodecLayout;
-use crate::rotation::Rotation;
+use crate::math::rotation::Rotation;
 use burn::backend::tensor::{Device, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{DType, FloatDType, IntDType, Shape, TensorData};
@@ -165,7 +165,7 @@ pub(super) fn match_patterns<B: Backend>(tiles: FloatTensor<B>, patterns: FloatT
         let largest = B::float_max_dim(B::float_abs(rows.clone()), 1);
         let rows = B::float_div(rows, B::float_clamp_min(largest, f32::MIN_POSITIVE.into()));
         let squares = B::float_sum_dim(B::float_mul(rows.clone(), rows.clone()), 1);
-        // One at least, but for a zero row, which stays zero and has no gradient.
+        // At least one, except for a zero row, which stays zero and has no gradient.
         B::float_div(rows, B::float_sqrt(B::float_clamp_min(squares, 0.5.into())))
     };
     let dtype = tiles.dtype();
@@ -175,7 +175,7 @@ pub(super) fn match_patterns<B: Backend>(tiles: FloatTensor<B>, patterns: FloatT
     if dtype == DType::F32 { cosines } else { B::float_cast(cosines, dtype.into()) }
 }
 
-/// Runs `f` in f32 and gives back the type of `x`.
+/// Runs `f` in f32 and returns the type of `x`.
 fn in_f32<B: Backend>(x: FloatTensor<B>, f: impl FnOnce(FloatTensor<B>) -> FloatTensor<B>) -> FloatTensor<B> {
     match x.dtype() {
         DType::F32 => f(x),

@@ -1,4 +1,4 @@
-//! Whether a device can run the operations, and whether it is there at all.
+//! Whether a device can run the operations, and whether it is present.
 
 use crate::synthesis::KernelFormError;
 use burn::tensor::{Device, Tensor};
@@ -14,7 +14,7 @@ pub enum BackendError {
     Unsupported {
         /// The device.
         device: String,
-        /// What to turn on.
+        /// The feature to turn on.
         hint: &'static str,
     },
     /// The first operation on the device fails: there is no such device, or no driver for it.
@@ -41,7 +41,7 @@ pub enum BackendError {
     /// A tensor could not be read back.
     #[error("a tensor cannot be read: {message}")]
     Read {
-        /// What the backend says.
+        /// The backend's message.
         message: String,
     },
 }
@@ -63,10 +63,7 @@ pub fn check_device(device: &Device) -> Result<(), BackendError> {
         burn::backend::DispatchDevice::NdArray(_) => Ok(()),
         #[cfg(feature = "cube")]
         burn::backend::DispatchDevice::Cube(_) => Ok(()),
-        #[allow(
-            unreachable_patterns,
-            reason = "which backends there are is for the features of the whole build to say"
-        )]
+        #[allow(unreachable_patterns, reason = "the features of the whole build decide which backends exist")]
         _ => unsupported("turn on the feature of its backend, one of flex, ndarray, wgpu, vulkan, metal, cuda, cpu"),
     }
 }
@@ -88,7 +85,7 @@ pub fn probe_device(device: &Device) -> Result<(), BackendError> {
     }
 }
 
-/// What an operation returns, or what the first panic says that it causes on any thread.
+/// The result of an operation, or the message of the first panic that it causes on any thread.
 ///
 /// A runtime fails on a thread of its own and then, with a message that explains nothing, on the caller's.
 fn first_panic<T>(operation: impl FnOnce() -> T) -> Result<T, String> {

@@ -6,12 +6,14 @@
 //!                   dictionary         rows(i) = W[i]
 //! ```
 //!
-//! [`PixelBackend`] is an extension trait with five operations. Each has a [definition](self) in Burn's own primitives and
-//! runs wherever Burn does; Flex and NdArray run the slices code of [`synthesis`](crate::synthesis) on the tensors' own
-//! memory, CubeCL kernels run on wgpu, Vulkan, Metal, CUDA and cubecl-cpu from one source, and autodiff gives the
-//! gradients of activations, scales and dictionary. [`PatternTensors`] is the way in.
+//! [`PixelBackend`] is an extension trait with five operations. Each has a [definition](self) in Burn's own primitives
+//! and runs wherever Burn does; Flex and NdArray run the slices code of [`synthesis`](crate::synthesis) on the tensors'
+//! own memory, CubeCL kernels run on wgpu, Vulkan, Metal, CUDA and cubecl-cpu from one source, and autodiff gives the
+//! gradients of activations, scales and dictionary. [`PatternTensors`] is the entry point.
 //!
-//! Everything is computed in f32, whatever the type of the activations; the result has their type.
+//! Activations of any float type are taken in f32, and the result has their type. Decoding, rotations, sums and
+//! gradients are in f32; products on the CPU backends round activations or tables to 16 bits first, unless
+//! [`Arithmetic::F32`](crate::synthesis::Arithmetic) is asked for or the backend is autodiff.
 //!
 //! # Example
 //! ```

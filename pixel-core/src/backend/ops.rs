@@ -2,7 +2,7 @@
 
 use super::{Direction, definition};
 use crate::codec::CodecLayout;
-use crate::rotation::Rotation;
+use crate::math::rotation::Rotation;
 use crate::synthesis::Arithmetic;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
@@ -10,16 +10,18 @@ use burn::backend::{Backend, backend_extension};
 use burn::tensor::Shape;
 use std::sync::Arc;
 
-/// What compressed layers ask of a backend. [`PatternTensors`](super::PatternTensors) and [`rotate`](super::rotate) call it with arguments that fit.
+/// The operations that compressed layers need from a backend. [`PatternTensors`](super::PatternTensors) and
+/// [`rotate`](super::rotate) call it with valid arguments.
 ///
 /// # Shapes
 /// `codes` is `[layout.num_words()]`, U32; `scales` `[d_output, layout.scales_per_row()]` and `dictionary`
 /// `[layout.dictionary_len()]`, F32. Weights are in the rotated basis.
 ///
 /// # Accuracy
-/// The integer part of decoding is the same to the bit on every backend. A weight is a sum of as many products as its layout has
-/// terms (one, two, `2·bits`, or those of a tile of `matching`), each rounded in f32; a product over `d_input` has the error of a sum of
-/// `d_input` f32 terms in the backend's order, and on the CPU backends that of its [`Arithmetic`].
+/// The integer part of decoding is the same to the bit on every backend. A weight is a sum of as many products as its
+/// layout has terms (one, two, `2·bits`, or those of a tile of `matching`), each rounded in f32; a product over
+/// `d_input` has the error of a sum of `d_input` f32 terms in the backend's order, and on the CPU backends that of its
+/// [`Arithmetic`].
 #[backend_extension(
     Cube: cfg(feature = "cube"),
     Flex: cfg(feature = "flex"),
@@ -64,8 +66,8 @@ pub trait PixelBackend: Backend {
         definition::synthesize_rows::<Self>(rows, codes, scales, dictionary, &layout)
     }
 
-    /// `x · Wᵀ` for rotated activations `x` `[batch, d_input]`: `[batch, d_output]`. Backends without kernels in integers
-    /// compute in f32 whatever `arithmetic` is.
+    /// `x · Wᵀ` for rotated activations `x` `[batch, d_input]`: `[batch, d_output]`. Backends without kernels in
+    /// integers compute in f32 whatever `arithmetic` is.
     #[fusion(dtype = x, shape = linear_shape(x, layout))]
     fn pattern_linear(
         x: FloatTensor<Self>,

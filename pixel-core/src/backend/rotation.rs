@@ -1,7 +1,7 @@
 //! Rotations on a device.
 
 use super::{Direction, Dispatch, PixelBackend};
-use crate::rotation::Rotation;
+use crate::math::rotation::Rotation;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, assert_shape};
 use std::sync::Arc;

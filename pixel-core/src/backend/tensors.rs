@@ -1,9 +1,9 @@
 //! A packed weight as tensors of one device.
 
 use super::{BackendError, Direction, Dispatch, PixelBackend, RotationTensors, check_device, rotate};
-use crate::codec::CodecLayout;
+use crate::codec::{CodecLayout, LayoutTables};
+use crate::encode::LowRank;
 use crate::error::FormatError;
-use crate::low_rank::LowRank;
 use crate::matrix::{Matrix, Shape};
 use crate::packed::{PackedHeader, PackedWeight};
 use crate::synthesis::{Arithmetic, KernelForm, KernelFormError};
@@ -27,17 +27,19 @@ pub struct PatternTensors {
     pub dictionary: Tensor<1>,
     /// The rotation of the input side, if there is one.
     pub rotation: Option<RotationTensors>,
-    /// The columns that are not taken from the codes, if there are any.
+    /// The protected columns, if there are any.
     pub protected: Option<ProtectedTensors>,
-    /// The low-rank part beside the codes, if there is one.
+    /// The low-rank part in addition to the codes, if there is one.
     pub low_rank: Option<LowRankTensors>,
     /// What products compute with.
     pub arithmetic: Arithmetic,
+    /// The tables of the layout, held so that products share them.
+    pub tables: LayoutTables,
 }
 
-/// Protected columns on a device: `W[:, columns[i]] = values[:, i]`, whatever the codes say.
+/// Protected columns on a device: `W[:, columns[i]] = values[:, i]`, whatever the codes decode to.
 ///
-/// Kernels know nothing of them: they are composed of Burn's own operations around what kernels do.
+/// Kernels do not handle them: Burn's own operations apply them before and after the kernels.
 #[derive(Debug, Clone)]
 pub struct ProtectedTensors {
     /// Column numbers, ascending, `[k]`, I32.
@@ -72,10 +74,10 @@ impl ProtectedTensors {
     }
 }
 
-/// A low-rank part on a device, in the basis of the rotation: `(W·Q)ᵀ` is what the codes say plus `down · up`, so that a
-/// product with rotated activations takes two thin ones beside it.
+/// A low-rank part on a device, in the basis of the rotation: `(W·Q)ᵀ` is what the codes decode to plus `down · up`, so
+/// that a product with rotated activations takes two thin products in addition.
 ///
-/// Kernels know nothing of it either.
+/// Kernels do not handle it either.
 #[derive(Debug, Clone)]
 pub struct LowRankTensors {
     /// `[d_input, rank]`, F32.
@@ -86,7 +88,7 @@ pub struct LowRankTensors {
 
 impl LowRankTensors {
     fn new(part: &LowRank, device: &Device) -> Self {
-        // The host holds both factors the other way round; a transposed operand would be copied in every product.
+        // The host holds both factors transposed; a transposed operand would be copied in every product.
         let transposed = |matrix: &Matrix| {
             let [rows, columns] = <[usize; 2]>::from(matrix.shape());
             let values = (0..rows * columns).map(|at| matrix.as_slice()[at % rows * columns + at / rows]).collect();
@@ -127,8 +129,8 @@ impl PatternTensors {
     /// Puts `packed` on `device`.
     ///
     /// # Errors
-    /// [`BackendError`] if the codec has no kernels, a scale leaves f32's range, or the device's backend was not compiled
-    /// in.
+    /// [`BackendError`] if the codec has no kernels, a scale leaves f32's range, or the device's backend was not
+    /// compiled in.
     pub fn new(packed: &PackedWeight, device: &Device) -> Result<Self, BackendError> {
         check_device(device)?;
         let form = KernelForm::new(packed)?;
@@ -151,6 +153,7 @@ impl PatternTensors {
             protected,
             low_rank,
             arithmetic: Arithmetic::default(),
+            tables: layout.tables(),
         })
     }
 
@@ -168,7 +171,7 @@ impl PatternTensors {
         if let Some(ProtectedTensors { columns, values }) = &self.protected {
             let columns = columns.clone().try_into_data().map_err(|e| unread("protected", &e))?;
             let columns = columns.convert::<i64>().try_to_vec::<i64>().map_err(|e| unread("protected", &e))?;
-            // What is no column is refused with the weight: the last of all numbers is none.
+            // A value that cannot be a column becomes `u32::MAX`, which is refused with the weight.
             protected = columns.into_iter().map(|column| u32::try_from(column).unwrap_or(u32::MAX)).collect();
             protected_values = floats("protected_values", values)?;
         }
@@ -212,7 +215,7 @@ impl PatternTensors {
         // NdArray's matrix product cannot take an empty batch.
         let is_empty = x.dims().contains(&0);
         let Some(protected) = self.protected.as_ref().filter(|_| !is_empty) else { return self.coded(self.rotate(x)) };
-        // In f32, for two products are added.
+        // In f32, because two products are added.
         let (mut shape, dtype) = (x.dims(), x.dtype());
         let batch = shape.iter().product::<usize>() / d_input;
         let (rest, there) = protected.split(x.reshape([batch, d_input]).cast(DType::F32));
@@ -250,7 +253,7 @@ impl PatternTensors {
             return Tensor::zeros(shape, (&x.device(), x.dtype()));
         }
         let (dtype, x) = (x.dtype(), x.reshape([batch, d_input]));
-        // In f32, for two products are added.
+        // In f32, because two products are added.
         let x = if self.low_rank.is_some() { x.cast(DType::F32) } else { x };
         let y: Tensor<2> = Tensor::from_dispatch(Dispatch::pattern_linear(
             x.clone().into_dispatch(),

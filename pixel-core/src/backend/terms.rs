@@ -6,7 +6,7 @@ use crate::codec::matching::{MatchingLayout, PatternValue};
 use crate::codec::trellis::TrellisLayout;
 use crate::codec::uniform::UniformLayout;
 use crate::codec::{CodecLayout, Field};
-use crate::dictionary::computed_values;
+use crate::patterns::computed_values;
 use burn::backend::tensor::{Device, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{FloatDType, IntDType, TensorData};

@@ -1,6 +1,7 @@
 //! Bit fields in 32-bit words, least significant bit first.
 
-/// Reads `width` ≤ 32 bits at bit `offset`: bit `i` of the value is bit `(offset + i) mod 32` of word `(offset + i) / 32`.
+/// Reads `width` ≤ 32 bits at bit `offset`: bit `i` of the value is bit `(offset + i) mod 32` of word
+/// `(offset + i) / 32`.
 ///
 /// # Panics
 /// If the field reaches beyond the words.

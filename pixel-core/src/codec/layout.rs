@@ -1,14 +1,15 @@
-//! What a kernel has to know of a codec.
+//! What a kernel needs to know about a codec.
 
 use super::additive::{AdditiveLayout, GROUP};
 use super::bits::write_bits;
-use super::matching::MatchingLayout;
+use super::matching::{MatchingLayout, Universal};
 use super::trellis::TrellisLayout;
 use super::uniform::UniformLayout;
+use crate::math::simd::{Simd, for_every_level};
 use crate::matrix::Shape;
-use crate::simd::{Simd, for_every_level};
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How the words of a weight select values of its dictionary, codec by codec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,6 +22,22 @@ pub enum CodecLayout {
     Matching(MatchingLayout),
     /// Levels and zero points.
     Uniform(UniformLayout),
+}
+
+/// What all weights of one layout look up when they are decoded: the computed patterns of `matching`, nothing for the
+/// other codecs. They are shared by all holders and rebuilt after the last one drops them, so a caller that decodes
+/// often holds them.
+#[derive(Debug, Clone)]
+pub struct LayoutTables(Option<Arc<Universal>>);
+
+impl LayoutTables {
+    /// The patterns of `matching`.
+    ///
+    /// # Panics
+    /// If these are the tables of another codec.
+    fn universal(&self) -> &Universal {
+        self.0.as_deref().expect("the tables of `matching`")
+    }
 }
 
 impl CodecLayout {
@@ -85,10 +102,18 @@ impl CodecLayout {
     }
 
     /// The codes in the order of this layout, from the streams of words of a file, one after the other.
-    pub(crate) fn arrange(&self, stored: Vec<u32>) -> Vec<u32> {
+    pub(crate) fn arrange<'a>(&self, stored: &'a [u32]) -> Cow<'a, [u32]> {
         match self {
-            Self::Additive(layout) => layout.arrange(&stored),
-            Self::Trellis(_) | Self::Matching(_) | Self::Uniform(_) => stored,
+            Self::Additive(layout) => layout.arrange(stored).into(),
+            Self::Trellis(_) | Self::Matching(_) | Self::Uniform(_) => stored.into(),
+        }
+    }
+
+    /// What decoding looks up in addition to the weight's own words and dictionary.
+    pub fn tables(&self) -> LayoutTables {
+        match self {
+            Self::Matching(layout) => LayoutTables(Some(layout.universal())),
+            Self::Trellis(_) | Self::Additive(_) | Self::Uniform(_) => LayoutTables(None),
         }
     }
 
@@ -100,8 +125,8 @@ impl CodecLayout {
         }
     }
 
-    /// Makes arbitrary stored words codes: padding becomes zero, and every tile of `matching` gets the gain of a Gaussian
-    /// one.
+    /// Makes arbitrary stored words codes: padding becomes zero, and every tile of `matching` gets the gain of a
+    /// Gaussian one.
     pub(crate) fn tidy(&self, words: &mut [u32]) {
         let clear = |words: &mut [u32], row_words: usize, row_bits: usize| {
             if !row_bits.is_multiple_of(32) {
@@ -141,39 +166,42 @@ impl CodecLayout {
             Self::Matching(layout) => layout.grid().shape.d_input(),
         }
     }
+}
 
-    /// Decodes columns `columns` of band `band` into `rows`, `[rows of the band, columns]`, in units of the scales, in the
-    /// same order of operations whatever `simd` is.
+/// The words of a weight with all that they are read by, borrowed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Readable<'a> {
+    pub(crate) layout: &'a CodecLayout,
+    pub(crate) tables: &'a LayoutTables,
+    /// `[layout.num_words()]`.
+    pub(crate) words: &'a [u32],
+    /// `[layout.dictionary_len()]`.
+    pub(crate) dictionary: &'a [f32],
+}
+
+impl Readable<'_> {
+    /// Decodes columns `columns` of band `band` into `rows`, `[rows of the band, columns]`, in units of the scales, in
+    /// the same order of operations whatever `simd` is.
     ///
     /// # Panics
     /// If a slice is shorter than this layout says.
-    pub(crate) fn decode_columns(
-        &self,
-        simd: Simd,
-        words: &[u32],
-        dictionary: &[f32],
-        band: usize,
-        columns: Range<usize>,
-        rows: &mut [f32],
-    ) {
-        debug_assert!(columns.start.is_multiple_of(self.column_step()), "a run of columns from {}", columns.start);
-        decode_columns(simd, self, words, dictionary, band, columns, rows);
+    pub(crate) fn decode_columns(&self, simd: Simd, band: usize, columns: Range<usize>, rows: &mut [f32]) {
+        debug_assert!(
+            columns.start.is_multiple_of(self.layout.column_step()),
+            "a run of columns from {}",
+            columns.start
+        );
+        decode_columns(simd, self, band, columns, rows);
     }
 }
 
 for_every_level! {
-    fn decode_columns(
-        layout: &CodecLayout,
-        words: &[u32],
-        dictionary: &[f32],
-        band: usize,
-        columns: Range<usize>,
-        rows: &mut [f32],
-    ) -> () {
+    fn decode_columns(codes: &Readable<'_>, band: usize, columns: Range<usize>, rows: &mut [f32]) -> () {
+        let Readable { layout, tables, words, dictionary } = *codes;
         match layout {
             CodecLayout::Trellis(layout) => layout.decode_columns(words, dictionary, band, columns, rows),
             CodecLayout::Additive(layout) => layout.decode_columns(words, dictionary, band, columns, rows),
-            CodecLayout::Matching(layout) => layout.decode_band(words, dictionary, band, rows),
+            CodecLayout::Matching(layout) => layout.decode_band(tables.universal(), words, dictionary, band, rows),
             CodecLayout::Uniform(layout) => {
                 let (codes, zeros) = words.split_at(layout.code_words());
                 layout.decode_columns(codes, zeros, dictionary, band, columns, rows);

@@ -19,6 +19,8 @@ pub struct OptionSpec {
     pub min: u32,
     /// The greatest value allowed.
     pub max: u32,
+    /// Whether it steers the search alone, so that codes read the same whatever its value.
+    pub search_only: bool,
     /// What it does, in one sentence.
     pub help: &'static str,
 }
@@ -60,7 +62,7 @@ impl CodecSpec {
         self
     }
 
-    /// The family that is asked for.
+    /// The requested family.
     ///
     /// # Errors
     /// [`ConfigError::UnknownCodec`].
@@ -84,6 +86,28 @@ impl CodecSpec {
         family.build(self.bits, &self.resolve(family)?)
     }
 
+    /// The same request with every option that decoding depends on, those at their defaults too, and no other: two
+    /// codecs read each other's codes if these are equal.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for an unknown name or option, or an option outside its range.
+    ///
+    /// # Example
+    /// ```
+    /// use pixel_core::CodecSpec;
+    /// let spec: CodecSpec = "trellis:2:beam=4".parse()?;
+    /// assert_eq!(spec.decoding()?, "trellis:2:window=16".parse()?);
+    /// # Ok::<(), pixel_core::ConfigError>(())
+    /// ```
+    pub fn decoding(&self) -> Result<Self, ConfigError> {
+        let family = self.family()?;
+        let mut options = self.resolve(family)?;
+        family.options().iter().filter(|option| option.search_only).for_each(|option| {
+            options.remove(option.name);
+        });
+        Ok(Self { codec: self.codec.clone(), bits: self.bits, options })
+    }
+
     /// All options of the family, those not given at their defaults.
     fn resolve(&self, family: &dyn CodecFamily) -> Result<Options, ConfigError> {
         let known = family.options();
@@ -96,13 +120,7 @@ impl CodecSpec {
                     known: if known.is_empty() { "none".into() } else { join(known.iter().map(|o| o.name)) },
                 });
             };
-            if value < option.min || value > option.max {
-                return Err(ConfigError::Range {
-                    field: option.name,
-                    value: value.to_string(),
-                    range: format!("{}..={}", option.min, option.max),
-                });
-            }
+            ConfigError::range(option.name, value, option.min..=option.max)?;
             resolved.insert(name.clone(), value);
         }
         Ok(resolved)
@@ -162,7 +180,7 @@ mod tests {
         assert!(message("treillis:2").contains("\"treillis\"; known: trellis, additive"));
         assert!(message("trellis:7").contains("no rate of 7 bits"));
         assert!(message("trellis:2:windows=12").contains("\"windows\"; it has window"));
-        assert!(message("trellis:2:window=40").contains("window = 40 is outside 8..=16"));
+        assert!(message("trellis:2:window=40").contains("window = 40 is outside 8 to 16"));
         assert!(message("trellis").contains("expected NAME:BITS"));
     }
 }

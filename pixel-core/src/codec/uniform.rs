@@ -38,7 +38,14 @@ impl CodecFamily for Uniform {
     }
 
     fn options(&self) -> &'static [OptionSpec] {
-        &[OptionSpec { name: "group", default: 64, min: 8, max: 1024, help: "weights of a row that share a scale" }]
+        &[OptionSpec {
+            name: "group",
+            default: 64,
+            min: 8,
+            max: 1024,
+            search_only: false,
+            help: "weights of a row that share a scale",
+        }]
     }
 
     fn rotates(&self) -> bool {
@@ -275,26 +282,11 @@ impl Codec for UniformCodec {
         1
     }
 
-    fn band_height(&self, _shape: Shape) -> usize {
-        1
-    }
-
     fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> Box<dyn BlockEncoder + 'a> {
         let layout = self.layout_of(weight.shape());
         let rows = weight.as_slice().chunks_exact(weight.shape().d_input());
         let grids = rows.flat_map(|row| row.chunks(self.group)).map(|values| Grid::fit(values, (1 << self.bits) - 1));
         Box::new(UniformEncoder { layout, codes: vec![0; layout.code_words()], grids: grids.collect() })
-    }
-
-    fn decode_band(&self, shape: Shape, codes: &Codes, band: usize, rows: &mut [f32]) {
-        let [codes, scales, zeros] = &codes.streams[..] else { unreachable!("three streams") };
-        let layout = self.layout_of(shape);
-        let columns = 0..shape.d_input();
-        layout.decode_columns(codes.words(), zeros.words(), &levels(self.bits), band, columns, rows);
-        let scales = &scales.halves()[band * layout.num_groups()..];
-        for (values, scale) in rows.chunks_mut(self.group).zip(scales) {
-            values.iter_mut().for_each(|value| *value *= scale.to_f32());
-        }
     }
 
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32 {

@@ -1,12 +1,13 @@
 //! An archive back into a dense checkpoint.
 
-use super::compress::{RunOptions, Target};
-use super::files::{SideFiles, check_overlap};
+use super::compress::RunOptions;
+use super::files::{SideFiles, check_overlap, write_index};
 use super::progress::Progress;
 use super::workers;
-use crate::archive::error::ArchiveError;
-use crate::archive::shard_writer::{ShardWriter, TensorPlan, header, in_file_order};
-use crate::archive::{Archive, FloatType, MANIFEST_HASH_KEY, MANIFEST_KEY};
+use crate::archive::{
+    Archive, ArchiveError, CheckpointWriter, FilePlan, FloatType, MANIFEST_HASH_KEY, MANIFEST_KEY, OutputKind,
+    ShardWriter, TensorPlan,
+};
 use crate::packed::PackedWeight;
 use crate::synthesis::Synthesis;
 use std::collections::BTreeMap;
@@ -17,57 +18,59 @@ const CHUNK_WEIGHTS: usize = 1 << 18;
 
 /// Writes the dense weights of `archive` to `output`: a file if that ends in `.safetensors`, a directory otherwise.
 ///
-/// Every weight takes the type that it had in the source, or `dtype`, which then holds for all float tensors. Hashes are
-/// checked on the way. Returns the bytes of the weights.
+/// Every weight takes the type that it had in the source, or `dtype`, which then holds for all float tensors. Hashes
+/// are checked on the way. Returns the bytes of the weights.
 ///
 /// # Errors
 /// [`ArchiveError`]; nothing is then left under the final name.
 pub fn decompress_archive(
     archive: &Archive,
-    output: &Path,
+    output: impl AsRef<Path>,
     dtype: Option<FloatType>,
     options: RunOptions,
     progress: &dyn Progress,
 ) -> Result<u64, ArchiveError> {
-    let checkpoint = archive.checkpoint();
+    let (checkpoint, output) = (archive.checkpoint(), output.as_ref());
     check_overlap(checkpoint.root(), output)?;
     let side_files = SideFiles::of(checkpoint)?;
-    let target = Target::new(output, checkpoint, options.overwrite)?;
     let mut items = dense_items(archive, dtype)?;
-    let mut writers = Vec::new();
-    let mut weight_map = BTreeMap::new();
+    let (mut files, mut metadata, mut weight_map) = (Vec::new(), Vec::new(), BTreeMap::new());
     for (index, shard) in checkpoint.shards().iter().enumerate() {
         let tensors = items.iter().filter(|item| item.shard == index).map(|item| item.plan.clone()).collect();
-        let mut metadata = shard.metadata.clone();
-        metadata.retain(|key, _| key != MANIFEST_KEY && key != MANIFEST_HASH_KEY);
-        let tensors = in_file_order(tensors);
-        weight_map.extend(tensors.iter().map(|(tensor, _)| (tensor.name.clone(), shard.file_name.clone())));
-        let header_len = header(&tensors, &metadata).len();
-        writers.push((ShardWriter::create(&target.shard_path(&shard.file_name), tensors, header_len)?, metadata));
+        let mut own = shard.metadata.clone();
+        own.retain(|key, _| key != MANIFEST_KEY && key != MANIFEST_HASH_KEY);
+        let file = FilePlan::new(shard.file_name.clone(), tensors, &own)?;
+        weight_map.extend(file.tensors().map(|tensor| (tensor.name.clone(), shard.file_name.clone())));
+        files.push(file);
+        metadata.push(own);
     }
+    let writer = CheckpointWriter::create(output, OutputKind::of(output), &files, options.overwrite)?;
     items.sort_by_key(|item| std::cmp::Reverse(item.plan.num_bytes()));
     workers::for_each_item(options.threads, &items, output, progress, |item| {
-        let writer = &writers[item.shard].0;
+        let file = writer.file(item.shard);
         match item.float {
-            Dense::Packed(float) => write_packed(&archive.packed(&item.plan.name)?, &item.plan.name, float, writer),
+            Dense::Packed(float) => write_packed(&archive.packed(&item.plan.name)?, &item.plan.name, float, file),
             Dense::Float(from, to) => {
                 let (_, bytes) = archive.kept_bytes(&item.plan.name)?;
-                write_converted(bytes, from, to, &item.plan.name, writer)
+                write_converted(bytes, from, to, &item.plan.name, file)
             }
-            Dense::Same => writer.write(&item.plan.name, 0, archive.kept_bytes(&item.plan.name)?.1),
+            Dense::Same => file.write(&item.plan.name, 0, archive.kept_bytes(&item.plan.name)?.1),
         }?;
         progress.tensor_done(&item.plan.name, item.plan.shape.iter().product::<usize>() as u64);
         Ok(())
     })?;
-    for (writer, metadata) in writers {
-        writer.finish(&metadata)?;
-    }
     let total = items.iter().map(|item| item.plan.num_bytes() as u64).sum();
-    target.finish(checkpoint, &side_files, weight_map, total)?;
+    writer.finish(metadata, |dir| {
+        side_files.copy(checkpoint.root(), dir)?;
+        if checkpoint.has_index() {
+            write_index(dir, &weight_map, total)?;
+        }
+        Ok(())
+    })?;
     Ok(total)
 }
 
-/// How a dense tensor comes about.
+/// How a dense tensor is obtained.
 enum Dense {
     /// Synthesised.
     Packed(FloatType),
@@ -86,7 +89,7 @@ struct Item {
 fn dense_items(archive: &Archive, dtype: Option<FloatType>) -> Result<Vec<Item>, ArchiveError> {
     let packed = archive.entries().iter().map(|(name, entry)| {
         let float = dtype.unwrap_or(entry.manifest().dtype);
-        let shape = <[usize; 2]>::from(entry.manifest().shape).to_vec();
+        let shape = <[usize; 2]>::from(entry.header().shape).to_vec();
         let plan = TensorPlan { name: name.clone(), dtype: float.dtype(), shape };
         Ok(Item { shard: entry.shard(), plan, float: Dense::Packed(float) })
     });
@@ -118,7 +121,7 @@ fn write_packed(packed: &PackedWeight, name: &str, float: FloatType, writer: &Sh
             synthesis.band(first + i, rows, &mut scratch);
         }
         bytes.clear();
-        // A reproduction is an estimate: where it lies beyond the type, the nearest value is the best one.
+        // A reproduction is an estimate: a value beyond the range of the type is clamped to the nearest one.
         weights.iter_mut().for_each(|w| *w = w.clamp(-float.max(), float.max()));
         float.write(weights, &mut bytes);
         writer.write(name, offset, &bytes)?;
@@ -168,7 +171,7 @@ fn check_range(
             path: writer.path().to_owned(),
             tensor: name.to_owned(),
             value,
-            dtype: to.dtype().to_string(),
+            dtype: to.dtype(),
         }),
     }
 }

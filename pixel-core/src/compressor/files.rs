@@ -1,7 +1,6 @@
-//! The files of a checkpoint beside its weights, and where an output may lie.
+//! The files of a checkpoint in addition to its weights, and where an output may lie.
 
-use crate::archive::Checkpoint;
-use crate::archive::error::ArchiveError;
+use crate::archive::{ArchiveError, Checkpoint};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,8 +17,8 @@ pub(super) struct SideFiles {
 }
 
 impl SideFiles {
-    /// Lists the files beside the weights; hidden ones, and those of hidden directories, are passed over. Links to files
-    /// count as files, links to directories and to nothing are left out.
+    /// Lists the files other than the weights, without hidden ones and those of hidden directories. Links to files
+    /// count as files, links to directories and broken links are skipped.
     pub(super) fn of(checkpoint: &Checkpoint) -> Result<Self, ArchiveError> {
         let mut files = Self::default();
         if !checkpoint.is_dir() {

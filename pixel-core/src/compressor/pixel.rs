@@ -1,19 +1,15 @@
 //! [`PIXELCompressor`]: a model in memory, by one configuration.
 
-use super::compress::write_streams;
-use super::plan::{stream_plans, with_manifest};
 use super::progress::Progress;
-use crate::archive::error::ArchiveError;
-use crate::archive::shard_writer::{ShardWriter, header, in_file_order};
-use crate::archive::staging::Staging;
-use crate::archive::{Archive, FloatType, Manifest, PackedEntry};
-use crate::codec::CodecSpec;
+use crate::archive::{
+    Archive, ArchiveError, ArchivePlan, ArchiveTensor, ArchiveWriter, FloatType, OutputKind, Record, SINGLE_FILE,
+};
 use crate::config::PIXELConfig;
-use crate::encode::compress_weight;
+use crate::encode::{CodingSpec, Encoder};
 use crate::error::{ConfigError, WeightError};
+use crate::math::metrics::ErrorSums;
 use crate::matrix::{Matrix, MatrixRef};
-use crate::metrics::ErrorSums;
-use crate::packed::{PackedWeight, stored_streams};
+use crate::packed::PackedWeight;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,9 +33,30 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Debug)]
 pub struct PIXELCompressor {
     config: PIXELConfig,
-    spec: CodecSpec,
-    rotation: Option<u64>,
+    spec: CodingSpec,
     stats: Mutex<CompressorStats>,
+}
+
+/// Why a model cannot be compressed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompressError {
+    /// One of its weights cannot be.
+    #[error("tensor \"{tensor}\"")]
+    Tensor {
+        /// The weight.
+        tensor: String,
+        /// Why.
+        source: WeightError,
+    },
+    /// The caller asked to stop.
+    #[error("cancelled after {done} of {tensors} weights")]
+    Cancelled {
+        /// Weights that were compressed before.
+        done: usize,
+        /// Weights of the model.
+        tensors: usize,
+    },
 }
 
 /// What a compressor has done since it was made.
@@ -80,9 +97,10 @@ impl PIXELCompressor {
     /// [`ConfigError`].
     pub fn new(config: PIXELConfig) -> Result<Self, ConfigError> {
         config.validate()?;
-        let spec = config.codec_spec()?;
-        let rotates = config.quantization.dynamic_range && spec.family()?.rotates();
-        Ok(Self { rotation: rotates.then_some(config.seed), spec, config, stats: Mutex::default() })
+        let codec = config.codec_spec()?;
+        let rotates = config.quantization.dynamic_range && codec.family()?.rotates();
+        let spec = CodingSpec::new(codec).with_rotation(rotates.then_some(config.seed));
+        Ok(Self { spec, config, stats: Mutex::default() })
     }
 
     /// The configuration.
@@ -95,7 +113,8 @@ impl PIXELCompressor {
     /// # Errors
     /// [`WeightError::NotFinite`].
     pub fn compress_tensor(&self, weight: MatrixRef<'_>) -> Result<CompressedTensor, WeightError> {
-        let (packed, error) = compress_weight(weight, &self.spec, self.rotation)?;
+        let own = Matrix::new(weight.shape(), weight.as_slice().to_vec())?;
+        let (packed, outcome) = Encoder::new(&self.spec).encode(own)?;
         let mut hasher = blake3::Hasher::new();
         weight.as_slice().iter().for_each(|w| {
             hasher.update(&w.to_le_bytes());
@@ -105,7 +124,8 @@ impl PIXELCompressor {
         stats.original_bytes += 4 * weight.shape().num_weights();
         stats.compressed_bytes += packed.num_bytes();
         let source_blake3 = hasher.finalize().to_hex().to_string();
-        Ok(CompressedTensor { packed, relative_mse: error.relative_mse(), dtype: self.config.dtype, source_blake3 })
+        let relative_mse = outcome.weight.relative_mse();
+        Ok(CompressedTensor { packed, relative_mse, dtype: self.config.dtype, source_blake3 })
     }
 
     /// The dense form of a compressed weight.
@@ -113,27 +133,31 @@ impl PIXELCompressor {
         tensor.packed.synthesize()
     }
 
-    /// Compresses every weight, in parallel.
+    /// Compresses every weight, in parallel, until `progress` asks to stop.
     ///
     /// # Errors
-    /// The first [`WeightError`] in the order of the names.
+    /// The first weight in the order of the names that cannot be compressed; [`CompressError::Cancelled`].
     pub fn compress(
         &self,
         tensors: &BTreeMap<String, Matrix>,
         progress: &dyn Progress,
-    ) -> Result<CompressedModel, WeightError> {
-        let compressed: Vec<_> = tensors
-            .par_iter()
-            .map(|(name, weight)| {
-                let tensor = self.compress_tensor(weight.as_ref())?;
-                progress.tensor_done(name, weight.shape().num_weights() as u64);
-                Ok((name.clone(), tensor))
-            })
-            .collect();
-        Ok(CompressedModel {
-            pattern_refs: compressed.into_iter().collect::<Result<_, WeightError>>()?,
-            quality_threshold: self.config.compression.quality_threshold,
-        })
+    ) -> Result<CompressedModel, CompressError> {
+        let compress = |(name, weight): (&String, &Matrix)| {
+            if progress.is_cancelled() {
+                return Ok(None);
+            }
+            let tensor = self.compress_tensor(weight.as_ref());
+            let tensor = tensor.map_err(|source| CompressError::Tensor { tensor: name.clone(), source })?;
+            progress.tensor_done(name, weight.shape().num_weights() as u64);
+            Ok(Some((name.clone(), tensor)))
+        };
+        let compressed: Vec<Result<_, CompressError>> = tensors.par_iter().map(compress).collect();
+        let found: Vec<Option<_>> = compressed.into_iter().collect::<Result<_, _>>()?;
+        let pattern_refs: BTreeMap<_, _> = found.into_iter().flatten().collect();
+        if pattern_refs.len() < tensors.len() {
+            return Err(CompressError::Cancelled { done: pattern_refs.len(), tensors: tensors.len() });
+        }
+        Ok(CompressedModel { pattern_refs, quality_threshold: self.config.compression.quality_threshold })
     }
 
     /// The dense forms of all weights.
@@ -141,53 +165,43 @@ impl PIXELCompressor {
         model.pattern_refs.iter().map(|(name, tensor)| (name.clone(), self.decompress_tensor(tensor))).collect()
     }
 
-    /// Writes a compressed model as an archive of one file, in place of what was there.
+    /// Writes a compressed model as an archive of one file.
     ///
     /// # Errors
-    /// [`ArchiveError`]; nothing is then left under the final name.
-    pub fn save(&self, model: &CompressedModel, path: &Path) -> Result<(), ArchiveError> {
-        let staging = Staging::file(path, true)?;
-        let mut tensors = Vec::new();
-        let mut manifest = Manifest::new();
-        for (name, tensor) in &model.pattern_refs {
-            let header = tensor.packed.header();
-            tensors.extend(stream_plans(
-                name,
-                &stored_streams(&header.codec, header.shape, header.protected, header.low_rank)?,
-            ));
-            let entry = PackedEntry {
-                shape: header.shape,
-                dtype: tensor.dtype,
-                codec: header.codec.clone(),
-                rotation: header.rotation,
-                exponent: header.exponent,
-                protected: header.protected,
-                low_rank: header.low_rank,
-                relative_mse: tensor.relative_mse,
-                output_loss: None,
-                source_blake3: tensor.source_blake3.clone(),
-                stored_blake3: "0".repeat(64),
-            };
-            manifest.tensors.insert(name.clone(), entry);
-        }
-        let tensors = in_file_order(tensors);
-        let room = header(&tensors, &with_manifest(&BTreeMap::new(), &manifest)).len();
-        let writer = ShardWriter::create(staging.path(), tensors, room)?;
-        for (name, tensor) in &model.pattern_refs {
-            let hash = write_streams(name, &tensor.packed, &writer)?;
-            if let Some(entry) = manifest.tensors.get_mut(name) {
-                entry.stored_blake3 = hash;
-            }
-        }
-        writer.finish(&with_manifest(&BTreeMap::new(), &manifest))?;
-        staging.commit()
+    /// [`ArchiveError::OutputExists`] if the path exists; [`ArchiveError`]. Nothing is then left under the final name.
+    pub fn save(&self, model: &CompressedModel, path: impl AsRef<Path>) -> Result<(), ArchiveError> {
+        self.write(model, path.as_ref(), false)
     }
 
-    /// Reads the packed weights of an archive; tensors that were stored as they were are left aside.
+    /// [`save`](Self::save) in place of an existing file.
+    ///
+    /// # Errors
+    /// [`ArchiveError::OutputKind`] if the path is a directory; [`ArchiveError`]. An existing file is then unchanged.
+    pub fn save_replacing(&self, model: &CompressedModel, path: impl AsRef<Path>) -> Result<(), ArchiveError> {
+        self.write(model, path.as_ref(), true)
+    }
+
+    fn write(&self, model: &CompressedModel, path: &Path, overwrite: bool) -> Result<(), ArchiveError> {
+        let tensors = model.pattern_refs.iter().map(|(name, tensor)| ArchiveTensor::Packed {
+            name: name.clone(),
+            header: tensor.packed.header().clone(),
+            dtype: tensor.dtype,
+        });
+        let plan = ArchivePlan::new(SINGLE_FILE, BTreeMap::new(), tensors)?;
+        let writer = ArchiveWriter::create(path, OutputKind::File, &[plan], overwrite)?;
+        for (name, CompressedTensor { packed, relative_mse, dtype, source_blake3 }) in &model.pattern_refs {
+            let (dtype, relative_mse, source_blake3) = (*dtype, *relative_mse, source_blake3.clone());
+            let record = Record { dtype, relative_mse, output_loss: None, source_blake3 };
+            writer.write_packed(0, name, packed, record)?;
+        }
+        writer.finish(|_| Ok(()))
+    }
+
+    /// Reads the packed weights of an archive; tensors that were stored unchanged are skipped.
     ///
     /// # Errors
     /// [`ArchiveError`].
-    pub fn load(&self, path: &Path) -> Result<CompressedModel, ArchiveError> {
+    pub fn load(&self, path: impl AsRef<Path>) -> Result<CompressedModel, ArchiveError> {
         let archive = Archive::open(path)?;
         let tensors = archive.entries().iter().map(|(name, entry)| {
             let tensor = CompressedTensor {
@@ -247,7 +261,7 @@ impl CompressedModel {
         self.pattern_refs.iter().filter(move |(_, t)| t.relative_mse.sqrt() > limit).map(|(name, _)| name.as_str())
     }
 
-    /// A few lines for people.
+    /// A short summary as text.
     pub fn summary(&self) -> String {
         format!(
             "{} weights, {} patterns\n{} -> {} bytes, {:.2}×\nrelative error {:.4}; {} weights below quality {}",
@@ -266,6 +280,7 @@ impl CompressedModel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::CodecSpec;
     use crate::matrix::Shape;
 
     fn weights() -> BTreeMap<String, Matrix> {
@@ -273,7 +288,7 @@ mod tests {
             .into_iter()
             .map(|(m, n)| {
                 let shape = Shape::new(m, n).unwrap();
-                let data = (0..m * n).map(|i| crate::rotation::split_mix(8, i as u64) as u32 as f32 / 2e9 - 1.0);
+                let data = (0..m * n).map(|i| crate::math::rotation::split_mix(8, i as u64) as u32 as f32 / 2e9 - 1.0);
                 (format!("{m}x{n}"), Matrix::new(shape, data.collect()).unwrap())
             })
             .collect()
@@ -287,6 +302,8 @@ mod tests {
         let compressor = PIXELCompressor::new(PIXELConfig { codec, ..Default::default() }).unwrap();
         let model = compressor.compress(&weights(), &()).unwrap();
         compressor.save(&model, &path).unwrap();
+        assert!(matches!(compressor.save(&model, &path), Err(ArchiveError::OutputExists { .. })));
+        compressor.save_replacing(&model, &path).unwrap();
         let loaded = compressor.load(&path).unwrap();
         assert_eq!(compressor.decompress(&loaded), compressor.decompress(&model));
         assert_eq!(loaded.compressed_size(), model.compressed_size());
@@ -301,5 +318,47 @@ mod tests {
         let model = compressor.compress(&weights(), &()).unwrap();
         assert!(model.below_quality().any(|name| name == "40x40"));
         assert!(model.summary().contains("below quality 0.95"));
+    }
+
+    #[test]
+    fn a_directory_is_never_replaced_by_a_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let models = dir.path().join("models");
+        std::fs::create_dir(&models).unwrap();
+        std::fs::write(models.join("precious"), "data").unwrap();
+        let codec = Some(CodecSpec::new("uniform", 4.0));
+        let compressor = PIXELCompressor::new(PIXELConfig { codec, ..Default::default() }).unwrap();
+        let model = compressor.compress(&weights(), &()).unwrap();
+        assert!(matches!(compressor.save(&model, &models), Err(ArchiveError::OutputExists { .. })));
+        assert!(matches!(compressor.save_replacing(&model, &models), Err(ArchiveError::OutputKind { .. })));
+        assert_eq!(std::fs::read_to_string(models.join("precious")).unwrap(), "data");
+    }
+
+    /// Asks to stop once a weight is done.
+    #[derive(Default)]
+    struct Once(std::sync::atomic::AtomicUsize);
+
+    impl Progress for Once {
+        fn tensor_done(&self, _: &str, _: u64) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+
+        fn is_cancelled(&self) -> bool {
+            self.0.load(std::sync::atomic::Ordering::Relaxed) > 0
+        }
+    }
+
+    #[test]
+    fn a_run_that_is_cancelled_stops_and_a_weight_at_fault_is_named() {
+        let codec = Some(CodecSpec::new("uniform", 4.0));
+        let compressor = PIXELCompressor::new(PIXELConfig { codec, ..Default::default() }).unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let error = pool.install(|| compressor.compress(&weights(), &Once::default()).unwrap_err());
+        assert_eq!(error.to_string(), "cancelled after 1 of 3 weights");
+        let mut weights = weights();
+        weights.get_mut("40x40").unwrap().as_mut_slice()[41] = f32::NAN;
+        let error = compressor.compress(&weights, &()).unwrap_err();
+        assert_eq!(error.to_string(), "tensor \"40x40\"");
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains("row 1, column 1 is NaN"));
     }
 }

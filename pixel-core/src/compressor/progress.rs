@@ -1,4 +1,4 @@
-//! How a long run tells what it does.
+//! How a long run reports its progress.
 
 /// Listens to a run; every method may be called from several threads.
 pub trait Progress: Sync {

@@ -1,11 +1,8 @@
-//! What a run has done, with sizes in bytes really written.
+//! The outcome of a run, with sizes in bytes as written.
 
-use super::plan::PlanItem;
-use crate::encode::Outcome;
-use crate::low_rank::LowRankSpec;
-use crate::matrix::Shape;
-use crate::metrics::{ErrorSums, bits_per_weight};
-use crate::recipe::{Decision, KeepReason};
+use crate::encode::{LowRankSpec, Outcome};
+use crate::math::metrics::{ErrorSums, bits_per_weight};
+use crate::plan::{Decision, KeepReason, PlanItem};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,19 +16,19 @@ pub struct TensorReport {
     pub shape: Vec<usize>,
     /// The codec as text, if it was compressed.
     pub codec: Option<String>,
-    /// Why it was not.
+    /// Why it was stored unchanged, if it was.
     pub kept: Option<KeepReason>,
-    /// Columns stored beside the codes.
+    /// Protected columns, stored in F16 in place of codes.
     pub protected: usize,
-    /// The low-rank part beside the codes; absent if there is none.
+    /// The low-rank part in addition to the codes; absent if there is none.
     pub low_rank: Option<LowRankSpec>,
     /// Bytes of its factors, part of `stored_bytes`.
     pub low_rank_bytes: u64,
     /// Bytes in the source.
     pub source_bytes: u64,
-    /// Bytes stored, headers apart.
+    /// Bytes stored, without headers.
     pub stored_bytes: u64,
-    /// Relative mean squared error; absent for a tensor stored as it was.
+    /// Relative mean squared error; absent for a tensor stored unchanged.
     pub relative_mse: Option<f64>,
     /// Relative error of the layer's outputs on the inputs of the calibration; absent without one.
     pub output_loss: Option<f64>,
@@ -47,25 +44,20 @@ pub struct TensorReport {
 impl TensorReport {
     pub(super) fn new(item: &PlanItem, outcome: Option<Outcome>) -> Self {
         let output = outcome.and_then(|outcome| outcome.output);
-        let (codec, kept) = match &item.decision {
-            Decision::Keep(reason) => (None, Some(*reason)),
-            Decision::Compress { codec, .. } => (Some(codec.to_string()), None),
+        let (kept, coding) = match &item.decision {
+            Decision::Keep(reason) => (Some(*reason), None),
+            Decision::Compress(_) => (None, item.coding()),
         };
-        let (protected, low_rank, feedback) = match &item.decision {
-            Decision::Compress { protect, low_rank, feedback, .. } => (*protect, *low_rank, *feedback),
-            Decision::Keep(_) => (0, None, false),
-        };
-        let fed_back = output.filter(|_| feedback);
-        let shape = item.shape.first().zip(item.shape.get(1)).and_then(|(&m, &n)| Shape::new(m, n).ok());
-        let low_rank_bytes = low_rank.zip(shape).map_or(0, |(spec, shape)| spec.num_bytes(shape) as u64);
+        let fed_back = output.filter(|_| coding.is_some_and(|(spec, _)| spec.feedback.is_some()));
+        let low_rank = coding.and_then(|(spec, shape)| Some((spec.low_rank?, shape)));
         Self {
             name: item.name.clone(),
             shape: item.shape.clone(),
-            codec,
+            codec: coding.map(|(spec, _)| spec.codec.to_string()),
             kept,
-            protected,
-            low_rank,
-            low_rank_bytes,
+            protected: coding.map_or(0, |(spec, _)| spec.protect),
+            low_rank: low_rank.map(|(spec, _)| spec),
+            low_rank_bytes: low_rank.map_or(0, |(spec, shape)| spec.num_bytes(shape) as u64),
             source_bytes: item.source_bytes,
             stored_bytes: item.stored_bytes,
             relative_mse: outcome.map(|outcome| outcome.weight.relative_mse()),
@@ -90,13 +82,13 @@ impl TensorReport {
 /// The outcome for the tensors that were treated the same way.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GroupReport {
-    /// The codec as text, or "as it was".
+    /// The codec as text, or "as it was" for tensors stored unchanged.
     pub treatment: String,
     /// How many tensors.
     pub tensors: usize,
     /// How many values.
     pub weights: u64,
-    /// Bytes stored, headers apart.
+    /// Bytes stored, without headers.
     pub stored_bytes: u64,
     /// Power and error.
     #[serde(skip)]
@@ -123,13 +115,13 @@ impl GroupReport {
 pub struct CompressionReport {
     /// The tensors in the order of their names.
     pub tensors: Vec<TensorReport>,
-    /// Bytes of the source's weight files, headers and all.
+    /// Bytes of the source's weight files, including headers.
     pub source_file_bytes: u64,
-    /// Bytes of the weight files, headers and all.
+    /// Bytes of the weight files, including headers.
     pub weight_file_bytes: u64,
     /// Bytes of the files copied along and of the index.
     pub side_file_bytes: u64,
-    /// Files of the source that were not copied: weights in another form, links to directories or to nothing.
+    /// Files of the source that were not copied: weights in another form, links to directories, broken links.
     #[serde(serialize_with = "lossy")]
     pub left_out: Vec<PathBuf>,
 }
@@ -145,7 +137,7 @@ impl CompressionReport {
         self.compressed().map(TensorReport::num_weights).sum()
     }
 
-    /// Bits per weight over the weights that were compressed, everything stored for them counted but the header.
+    /// Bits per weight over the weights that were compressed, with everything stored for them except the header.
     pub fn compressed_bits_per_weight(&self) -> f64 {
         bits_per_weight(self.compressed().map(|tensor| tensor.stored_bytes).sum(), self.num_compressed())
     }
@@ -155,7 +147,7 @@ impl CompressionReport {
         bits_per_weight(self.weight_file_bytes, self.tensors.iter().map(TensorReport::num_weights).sum())
     }
 
-    /// The tensors summed up by codec, those stored as they were last.
+    /// The tensors summed up by codec, those stored unchanged last.
     pub fn groups(&self) -> Vec<GroupReport> {
         let mut groups: BTreeMap<(bool, &str), GroupReport> = BTreeMap::new();
         let mut calibrated_weights: BTreeMap<(bool, &str), f64> = BTreeMap::new();

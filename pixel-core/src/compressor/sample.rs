@@ -1,11 +1,9 @@
 //! The error of a plan, measured on samples: what a dry run shows.
 
-use super::plan::{Plan, PlanItem, matrix_of, weight_error};
-use crate::archive::Checkpoint;
-use crate::archive::error::ArchiveError;
+use crate::archive::{ArchiveError, Checkpoint};
+use crate::math::metrics::ErrorSums;
 use crate::matrix::{Matrix, Shape};
-use crate::metrics::ErrorSums;
-use crate::recipe::Decision;
+use crate::plan::{Plan, PlanItem, matrix_of, weight_error};
 
 /// Rows of a sample: two bands of the tallest tile.
 const SAMPLE_ROWS: usize = 64;
@@ -28,45 +26,35 @@ pub struct Sample {
 /// Compresses some rows out of the middle of `count` tensors, evenly spread over those that `plan` compresses.
 ///
 /// # Errors
-/// [`ArchiveError`] as for the real run; weights outside the samples are not looked at.
+/// [`ArchiveError`] as for the real run; weights outside the samples are not read.
 pub fn sample_errors(checkpoint: &Checkpoint, plan: &Plan, count: usize) -> Result<Vec<Sample>, ArchiveError> {
-    let compressed: Vec<&PlanItem> =
-        plan.items().iter().filter(|item| matches!(item.decision, Decision::Compress { .. })).collect();
+    let compressed: Vec<&PlanItem> = plan.items().iter().filter(|item| item.decision.coding().is_some()).collect();
     let count = count.min(compressed.len());
     (0..count).map(|i| sample(checkpoint, plan, compressed[i * compressed.len() / count])).collect()
 }
 
 fn sample(checkpoint: &Checkpoint, plan: &Plan, item: &PlanItem) -> Result<Sample, ArchiveError> {
-    let Decision::Compress { codec, .. } = &item.decision else { unreachable!("only compressed tensors are sampled") };
+    let spec = item.decision.coding().expect("only compressed tensors are sampled");
     let rows = middle_rows(checkpoint, item)?;
-    let (codes, part) = match plan.fit_job(item)? {
-        None => (rows.clone(), item.clone()),
-        Some(job) => {
-            // The low-rank part is one of all rows; the codes of some rows of what it leaves are told by themselves.
-            let residual = plan.low_rank_fitter()?.residual(plan.weight(checkpoint, item)?, job);
-            let residual = residual.map_err(weight_error(checkpoint, item))?;
-            (middle(&residual, rows.shape()), without_low_rank(item))
+    let codes = match spec.low_rank {
+        None => rows.clone(),
+        Some(_) => {
+            // The low-rank part is fitted to all rows; the codes are measured on some rows of its residual.
+            let residual = plan.residual(checkpoint, item, plan.weight(checkpoint, item)?)?;
+            middle(&residual, rows.shape())
         }
     };
-    let (_, outcome) = plan.encode(checkpoint, &part, codes)?;
+    let (_, outcome) = plan.encode(checkpoint, item, &spec.clone().with_low_rank(None), codes)?;
     let power = rows.as_slice().iter().map(|&w| f64::from(w) * f64::from(w)).sum();
     let error = ErrorSums { power, ..outcome.weight };
-    let output = match (outcome.output, plan.calibration()) {
-        (Some(output), Some(calibration)) => calibration.moments(&item.name)?.map(|moments| {
-            let power = moments.output_error(rows.as_ref(), Matrix::zeros(rows.shape()).as_ref()).power;
-            ErrorSums { power, ..output.sums }
-        }),
-        _ => None,
+    let output = match outcome.output {
+        Some(output) => {
+            let power = plan.moments(&item.name)?.map(|moments| moments.output_power(rows.as_ref()));
+            power.map(|power| ErrorSums { power, ..output.sums })
+        }
+        None => None,
     };
-    Ok(Sample { name: item.name.clone(), codec: codec.to_string(), rows: rows.shape().d_output(), error, output })
-}
-
-fn without_low_rank(item: &PlanItem) -> PlanItem {
-    let mut item = item.clone();
-    if let Decision::Compress { low_rank, .. } = &mut item.decision {
-        *low_rank = None;
-    }
-    item
+    Ok(Sample { name: item.name.clone(), codec: spec.codec.to_string(), rows: rows.shape().d_output(), error, output })
 }
 
 /// The rows of `shape` out of the middle of `weight`, those of [`middle_rows`].

@@ -1,7 +1,8 @@
 //! A queue of tensors and the workers that empty it.
 
 use super::progress::Progress;
-use crate::archive::error::ArchiveError;
+use crate::archive::ArchiveError;
+use crate::plan::num_workers;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,10 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// Runs `work` on every item, one item at a time per worker, first to last; the first error stops the rest. There are
 /// `threads` workers, or one a processor if that is 0, but never more than items.
 ///
-/// Put large items first: then no thread is left with one at the end, and no more than one item a thread is in memory.
+/// Put large items first: then no thread is still busy with one at the end, and no more than one item a thread is in
+/// memory.
 ///
 /// # Errors
-/// The first error, [`ArchiveError::Cancelled`] naming `output`, or [`ArchiveError::Io`] if the system gives no threads.
+/// The first error, [`ArchiveError::Cancelled`] naming `output`, or [`ArchiveError::Io`] if the system gives no
+/// threads.
 pub fn for_each_item<T: Sync>(
     threads: usize,
     items: &[T],
@@ -20,8 +23,7 @@ pub fn for_each_item<T: Sync>(
     progress: &dyn Progress,
     work: impl Fn(&T) -> Result<(), ArchiveError> + Sync,
 ) -> Result<(), ArchiveError> {
-    let workers = if threads == 0 { rayon::current_num_threads() } else { threads }.min(items.len()).max(1);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(workers).build();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_workers(threads, items.len())).build();
     let pool = pool.map_err(|e| ArchiveError::io("start the workers that write", output)(std::io::Error::other(e)))?;
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let first_error = Mutex::new(None);

@@ -26,7 +26,7 @@ impl GrowingCholesky {
         self.rows.push(row);
     }
 
-    /// Takes the last pattern out again.
+    /// Removes the last pattern.
     pub(crate) fn pop(&mut self) {
         self.rows.pop();
     }
@@ -55,6 +55,7 @@ impl GrowingCholesky {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
 
     #[test]
     fn the_solution_solves_the_normal_equations() {
@@ -63,7 +64,7 @@ mod tests {
         factor.push(&[2.0, 3.0]);
         // [4 2; 2 3]·x = [8, 7] has x = (1.25, 1.5).
         let x = factor.solve(&[8.0, 7.0]);
-        assert!((x[0] - 1.25).abs() < 1e-12 && (x[1] - 1.5).abs() < 1e-12, "{x:?}");
+        assert_abs_diff_eq!(x.as_slice(), [1.25, 1.5].as_slice(), epsilon = 1e-12);
     }
 
     #[test]
@@ -72,6 +73,6 @@ mod tests {
         factor.push(&[1.0]);
         factor.push(&[1.0, 1.0]);
         let x = factor.solve(&[3.0, 3.0]);
-        assert!((x[0] + x[1] - 3.0).abs() < 1e-6, "{x:?}");
+        assert_abs_diff_eq!(x[0] + x[1], 3.0, epsilon = 1e-6);
     }
 }

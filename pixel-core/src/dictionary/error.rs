@@ -1,8 +1,10 @@
 //! What a dictionary refuses.
 
 use super::pattern::PatternId;
+use crate::archive::ArchiveError;
 use crate::error::ShapeError;
 use crate::matrix::Shape;
+use std::path::PathBuf;
 
 /// A pattern or a reference that a dictionary cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +32,7 @@ pub enum DictionaryError {
         /// The pattern asked for.
         id: PatternId,
     },
-    /// What is referred to leaves no room.
+    /// Referenced patterns leave no room.
     #[error(
         "no room for a pattern of {bytes} bytes: {referenced} patterns are referred to and cannot be evicted, and the \
          dictionary holds {max_patterns} in {max_bytes} bytes"
@@ -40,9 +42,9 @@ pub enum DictionaryError {
         max_patterns: usize,
         /// The capacity in bytes.
         max_bytes: usize,
-        /// Patterns that are referred to.
+        /// Referenced patterns.
         referenced: usize,
-        /// What the new pattern takes.
+        /// Bytes of the new pattern.
         bytes: usize,
     },
     /// The values are no whole number of tiles.
@@ -85,15 +87,23 @@ pub enum DictionaryError {
         /// The pattern.
         id: PatternId,
     },
-    /// A shape that cannot be.
+    /// An invalid shape.
     #[error(transparent)]
     Shape(#[from] ShapeError),
-    /// The stored state is no JSON of this form.
+    /// The stored state is not JSON of the expected form.
     #[error("the dictionary's state does not parse")]
     Json(#[from] serde_json::Error),
-    /// The file cannot be read or written.
-    #[error("the dictionary's file")]
-    Io(#[from] std::io::Error),
+    /// The file cannot be read.
+    #[error("cannot read the dictionary {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file cannot be written.
+    #[error("cannot save the dictionary")]
+    File(#[from] Box<ArchiveError>),
 }
 
 /// Refuses NaN and infinity.

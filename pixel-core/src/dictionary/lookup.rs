@@ -1,11 +1,10 @@
 //! Looking patterns up: by name, and by likeness.
 
-use super::computed::normalise;
 use super::error::{DictionaryError, check_finite};
 use super::pattern::PatternId;
-use super::similarity::norm;
 use super::store::PatternDictionary;
 use crate::matrix::{Matrix, MatrixRef};
+use crate::patterns::{norm, normalise};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

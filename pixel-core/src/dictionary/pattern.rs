@@ -1,10 +1,11 @@
 //! What a pattern is called and what is known about it.
 
 use crate::matrix::Shape;
+use crate::patterns::PatternKind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The name of a pattern within its dictionary; never used again, even after the pattern has gone.
+/// The name of a pattern within its dictionary; never used again, even after the pattern is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PatternId(pub u64);
@@ -13,27 +14,6 @@ impl std::fmt::Display for PatternId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "#{}", self.0)
     }
-}
-
-/// Where a pattern comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum PatternKind {
-    /// The main diagonal.
-    Identity,
-    /// A diagonal beside the main one.
-    Diagonal,
-    /// A block of ones.
-    Block,
-    /// A wave.
-    Fourier,
-    /// Drawn or computed at random.
-    Random,
-    /// Learned from tiles.
-    Learned,
-    /// The leading singular pair of a residual.
-    Svd,
 }
 
 /// What a dictionary knows about a pattern.

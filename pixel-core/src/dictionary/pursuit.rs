@@ -1,7 +1,7 @@
 //! Matching pursuit and orthogonal matching pursuit.
 
 use super::cholesky::GrowingCholesky;
-use super::similarity::dot;
+use crate::patterns::dot;
 use serde::{Deserialize, Serialize};
 
 /// What happens to the scales when another pattern is picked.
@@ -18,8 +18,9 @@ pub enum PursuitMethod {
 /// A target that is being written as a sum of scaled patterns, `target ≈ Σ sᵢ · pᵢ`.
 ///
 /// The caller chooses the patterns; [`pick`](Self::pick) fits the scales and leaves the residual for the next choice.
-/// The residual's energy falls with every pick that is taken. In [`PursuitMethod::Orthogonal`] it is orthogonal to every
-/// picked pattern, to the rounding of f32; patterns that depend on one another share their scale by a ridge of 1e-6.
+/// The residual's energy falls with every pick that is taken. In [`PursuitMethod::Orthogonal`] it is orthogonal to
+/// every picked pattern, to the rounding of f32; patterns that depend on one another share their scale by a ridge of
+/// 1e-6.
 ///
 /// # Example
 /// ```
@@ -57,7 +58,7 @@ impl<'a> Pursuit<'a> {
         }
     }
 
-    /// What the patterns picked so far leave of the target.
+    /// The residual: the target minus the scaled patterns picked so far.
     pub fn residual(&self) -> &[f32] {
         &self.residual
     }
@@ -104,7 +105,7 @@ impl<'a> Pursuit<'a> {
         false
     }
 
-    /// Takes the pattern into the normal equations and solves them.
+    /// Adds the pattern to the normal equations and solves them.
     fn refit(&mut self, pattern: &[f32], energy: f64) -> Vec<f64> {
         let products: Vec<f64> = self.patterns.iter().map(|other| dot(other, pattern)).chain([energy]).collect();
         self.gram.push(&products);
@@ -125,8 +126,8 @@ impl<'a> Pursuit<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dictionary::computed_pattern;
-    use crate::dictionary::similarity::norm;
+    use crate::patterns::{computed_pattern, norm};
+    use approx::assert_abs_diff_eq;
     use proptest::prelude::*;
 
     fn pattern(index: u16, len: usize) -> Vec<f32> {
@@ -161,7 +162,7 @@ mod tests {
             let patterns: Vec<_> = picks.into_iter().map(|index| pattern(index, target.len())).collect();
             let picked: Vec<_> = patterns.into_iter().filter(|pattern| pursuit.pick(pattern)).collect();
             for pattern in &picked {
-                prop_assert!(dot(pattern, pursuit.residual()).abs() < 1e-4 * (1.0 + norm(&target)));
+                assert_abs_diff_eq!(dot(pattern, pursuit.residual()), 0.0, epsilon = 1e-4 * (1.0 + norm(&target)));
             }
         }
     }
@@ -174,9 +175,9 @@ mod tests {
             assert!(pursuit.pick(&a) && pursuit.pick(&b));
             pursuit.scales()
         };
-        let close = |found: Vec<f32>, expected: [f32; 2]| found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-6);
-        assert!(close(scales(PursuitMethod::Matching), [1.0, 0.8]));
-        assert!(close(scales(PursuitMethod::Orthogonal), [0.25, 1.25]));
+        for (method, expected) in [(PursuitMethod::Matching, [1.0, 0.8]), (PursuitMethod::Orthogonal, [0.25, 1.25])] {
+            assert_abs_diff_eq!(scales(method).as_slice(), expected.as_slice(), epsilon = 1e-6);
+        }
     }
 
     #[test]

@@ -1,12 +1,10 @@
 //! Filling a dictionary: base, computed and learned patterns.
 
-use super::base::base_patterns;
-use super::computed::computed_pattern;
 use super::error::{DictionaryError, check_finite};
-use super::learn::learn_patterns;
-use super::pattern::{PatternId, PatternKind};
+use super::pattern::PatternId;
 use super::store::PatternDictionary;
 use crate::matrix::{Matrix, MatrixRef, Shape, TileShape};
+use crate::patterns::{PatternKind, base_patterns, computed_pattern, learn_patterns};
 
 impl PatternDictionary {
     /// Adds the [base patterns](base_patterns) of a shape and returns their ids.
@@ -35,8 +33,8 @@ impl PatternDictionary {
             .collect()
     }
 
-    /// Learns at most `count` patterns of `shape` from tiles, `[T, shape]`, by [`learn_patterns`], adds them, and returns
-    /// their ids.
+    /// Learns at most `count` patterns of `shape` from tiles, `[T, shape]`, by [`learn_patterns`], adds them, and
+    /// returns their ids.
     ///
     /// # Errors
     /// As [`add`](Self::add); [`DictionaryError::NotFinite`] for a tile; [`DictionaryError::PartialTile`] if the values

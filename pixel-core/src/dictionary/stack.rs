@@ -1,8 +1,7 @@
 //! All patterns of one shape, as one matrix.
 
-use super::computed::normalise;
 use super::pattern::PatternId;
-use super::similarity::{similarities, transposed};
+use crate::patterns::{normalise, similarities, transposed};
 use half::f16;
 use std::sync::OnceLock;
 

@@ -1,13 +1,14 @@
 //! A dictionary as JSON.
 
 use super::error::DictionaryError;
-use super::pattern::{PatternId, PatternKind};
+use super::pattern::PatternId;
 use super::store::{Entry, PatternDictionary};
+use crate::archive::write_file;
 use crate::matrix::Shape;
+use crate::patterns::PatternKind;
 use half::f16;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -120,26 +121,30 @@ impl PatternDictionary {
         Ok(())
     }
 
-    /// Writes [`to_json`](Self::to_json) to a file, which is complete or not there: it is written under another name
-    /// beside it and then renamed.
+    /// Writes [`to_json`](Self::to_json) to a file, which appears complete or not at all.
     ///
     /// # Errors
-    /// [`DictionaryError::Io`].
-    pub fn save(&self, path: &Path) -> Result<(), DictionaryError> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(&self.to_json()?)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
+    /// [`DictionaryError::File`] if the path exists or cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), DictionaryError> {
+        Ok(write_file(path, &self.to_json()?, false).map_err(Box::new)?)
+    }
+
+    /// [`save`](Self::save) in place of an existing file.
+    ///
+    /// # Errors
+    /// [`DictionaryError::File`] if the path is a directory or cannot be written.
+    pub fn save_replacing(&self, path: impl AsRef<Path>) -> Result<(), DictionaryError> {
+        Ok(write_file(path, &self.to_json()?, true).map_err(Box::new)?)
     }
 
     /// Reads a file that [`save`](Self::save) wrote.
     ///
     /// # Errors
     /// [`DictionaryError::Io`], and as [`from_json`](Self::from_json).
-    pub fn load(path: &Path) -> Result<Self, DictionaryError> {
-        Self::from_json(&std::fs::read(path)?)
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, DictionaryError> {
+        let path = path.as_ref();
+        let read = std::fs::read(path);
+        Self::from_json(&read.map_err(|source| DictionaryError::Io { path: path.to_owned(), source })?)
     }
 }
 

@@ -1,30 +1,27 @@
 //! The dictionary: patterns by shape, their use, and who refers to them.
 
-use super::base::DUPLICATE_COSINE;
-use super::computed::normalise;
 use super::error::{DictionaryError, check_finite};
-use super::learn::strongest;
-use super::pattern::{PatternId, PatternKind, PatternMetadata};
-use super::similarity::norm;
+use super::pattern::{PatternId, PatternMetadata};
 use super::stack::Stack;
 use crate::lru::Lru;
 use crate::matrix::{Matrix, MatrixRef, Shape};
+use crate::patterns::{DUPLICATE_COSINE, PatternKind, norm, normalise, strongest};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What a dictionary holds in all, unless told otherwise: 100 MB.
+/// The default limit of a dictionary in bytes: 100 MB.
 const DEFAULT_MAX_BYTES: usize = 100 << 20;
 
 /// Patterns of any rectangular shape, each of norm 1, and what is known about them.
 ///
 /// Patterns of one shape form one matrix, kept in half precision and matched against a target by one matrix product.
-/// [`get`](Self::get) widens a pattern and remembers the last `cache_size` it widened. An id names its pattern for ever:
-/// it is never used again, and a pattern that is [retained](Self::retain) is not evicted.
+/// [`get`](Self::get) widens a pattern and remembers the last `cache_size` it widened. An id names its pattern for
+/// ever: it is never used again, and a pattern that is [retained](Self::retain) is not evicted.
 ///
 /// # Example
 /// ```
-/// use pixel_core::{Matrix, Shape, dictionary::{PatternDictionary, PatternKind}};
+/// use pixel_core::{Matrix, Shape, dictionary::PatternDictionary, patterns::PatternKind};
 /// let mut dictionary = PatternDictionary::new(1024, 256);
 /// let shape = Shape::new(4, 4)?;
 /// dictionary.generate_base_patterns(shape)?;
@@ -47,7 +44,7 @@ pub struct PatternDictionary {
     cache: Mutex<Lru<PatternId, Arc<Matrix>>>,
 }
 
-/// What is kept beside a pattern's values.
+/// What is kept in addition to a pattern's values.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) shape: Shape,
@@ -93,7 +90,7 @@ impl PatternDictionary {
         }
     }
 
-    /// Limits what the patterns take, in bytes (two a value); the default is 100 MB.
+    /// Limits the bytes of the patterns (two a value); the default is 100 MB.
     pub fn with_max_bytes(mut self, max_bytes: usize) -> Self {
         self.max_bytes = max_bytes;
         self
@@ -109,7 +106,7 @@ impl PatternDictionary {
         self.entries.is_empty()
     }
 
-    /// What the patterns take, in bytes.
+    /// Bytes of the patterns.
     pub fn num_bytes(&self) -> usize {
         self.entries.values().map(Entry::bytes).sum()
     }
@@ -125,13 +122,14 @@ impl PatternDictionary {
     }
 
     /// Adds a pattern, divided by its norm, and returns its id; or the id of a pattern of the same shape whose
-    /// |cosine| with it is above 0.98. That one may have the opposite sign: fit scales to what [`get`](Self::get) returns.
+    /// |cosine| with it is above 0.98. That one may have the opposite sign: fit scales to what [`get`](Self::get)
+    /// returns.
     ///
     /// In a full dictionary the least-used pattern that nothing refers to makes room.
     ///
     /// # Errors
-    /// [`DictionaryError::ZeroPattern`], [`DictionaryError::NotFinite`]; [`DictionaryError::Full`] if the patterns that
-    /// are referred to leave no room.
+    /// [`DictionaryError::ZeroPattern`], [`DictionaryError::NotFinite`]; [`DictionaryError::Full`] if the referenced
+    /// patterns leave no room.
     pub fn add(&mut self, pattern: MatrixRef<'_>, kind: PatternKind) -> Result<PatternId, DictionaryError> {
         let shape = pattern.shape();
         check_finite("the pattern", pattern.as_slice())?;
@@ -262,7 +260,7 @@ impl PatternDictionary {
         Ok(())
     }
 
-    /// Takes a reference back.
+    /// Releases a reference.
     ///
     /// # Errors
     /// [`DictionaryError::Absent`]; [`DictionaryError::NotRetained`] if there is no reference.

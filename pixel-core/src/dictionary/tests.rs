@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::matrix::{Matrix, Shape};
+use crate::patterns::PatternKind;
+use approx::assert_abs_diff_eq;
 use proptest::prelude::*;
 
 fn shape(rows: usize, cols: usize) -> Shape {
@@ -114,7 +116,8 @@ fn matches_come_best_first_above_the_threshold() {
     let target = matrix(1, 8, &[0.0, 3.0, 0.0, -4.0, 0.0, 0.01, 0.0, 0.0]);
     let found = dictionary.find_best_matches(target.as_ref(), 5, 0.1).unwrap();
     assert_eq!(found.iter().map(|found| found.id).collect::<Vec<_>>(), [ids[3], ids[1]]);
-    assert!((found[0].cosine + 0.8).abs() < 1e-5 && (found[1].cosine - 0.6).abs() < 1e-5, "{found:?}");
+    assert_abs_diff_eq!(found[0].cosine, -0.8, epsilon = 1e-5);
+    assert_abs_diff_eq!(found[1].cosine, 0.6, epsilon = 1e-5);
     assert_eq!(dictionary.find_best_matches(target.as_ref(), 1, 0.0).unwrap().len(), 1);
     assert_eq!(dictionary.find_best_matches(Matrix::zeros(shape(1, 8)).as_ref(), 5, 0.0).unwrap(), []);
     assert_eq!(dictionary.find_best_matches(Matrix::zeros(shape(2, 2)).as_ref(), 5, 0.0).unwrap(), []);
@@ -206,7 +209,7 @@ proptest! {
         if let Ok(dictionary) = PatternDictionary::from_json(&json) {
             for id in dictionary.ids(shape(1, 8)) {
                 let energy: f32 = dictionary.get(*id).unwrap().as_slice().iter().map(|x| x * x).sum();
-                prop_assert!((energy - 1.0).abs() < 1e-5);
+                assert_abs_diff_eq!(energy, 1.0, epsilon = 1e-5);
             }
         }
     }

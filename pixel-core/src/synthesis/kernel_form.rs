@@ -1,12 +1,11 @@
 //! The form that kernels read: one array of words, one of scales, one of values that the words select from.
 
 use super::PatternSlices;
+use super::arranged::Arranged;
 use crate::codec::{CodecLayout, Codes, Stream, StreamSpec, StreamType};
-use crate::condition::{EXPONENT_RANGE, exp2};
+use crate::encode::{COLUMNS, LowRank, LowRankSpec, VALUES};
 use crate::error::FormatError;
-use crate::low_rank::{LowRank, LowRankSpec};
-use crate::packed::{PackedHeader, PackedWeight, ROW_SCALES, stream_specs};
-use crate::protected;
+use crate::packed::{PackedHeader, PackedWeight, ROW_SCALES};
 use half::f16;
 
 /// A packed weight as kernels read it:
@@ -16,8 +15,8 @@ use half::f16;
 /// ```
 ///
 /// The power of two of [`PackedHeader::exponent`] is part of the scales. Codes are constant; scales and dictionary may
-/// be trained, and so may the factors of the low-rank part. Column `c` of `protected`, the `i`-th, is `protected_values[:, i]` instead, which products take from the
-/// inputs before they are rotated.
+/// be trained, and so may the factors of the low-rank part. Column `c` of `protected`, the `i`-th, is
+/// `protected_values[:, i]` instead, which products take from the inputs before they are rotated.
 ///
 /// # Example
 /// ```
@@ -49,7 +48,7 @@ pub struct KernelForm {
     pub low_rank: Option<LowRank>,
 }
 
-/// A packed weight and a kernel form that do not turn into one another.
+/// A packed weight and a kernel form that cannot be converted into one another.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelFormError {
@@ -94,7 +93,7 @@ pub enum KernelFormError {
     /// The form is that of another weight.
     #[error("the form is not that of {} as {} with exponent {}", header.shape, header.codec, header.exponent)]
     Header {
-        /// What was asked for.
+        /// The requested header.
         header: Box<PackedHeader>,
     },
     /// An array has another length than the layout says.
@@ -124,22 +123,13 @@ impl KernelForm {
     /// The kernel form of `packed`.
     ///
     /// # Errors
-    /// [`KernelFormError::NoKernels`]; [`KernelFormError::Scale`] and [`KernelFormError::ProtectedValue`] if one of these
-    /// times the power of two leaves f32's range.
+    /// [`KernelFormError::NoKernels`]; [`KernelFormError::Scale`] and [`KernelFormError::ProtectedValue`] if one of
+    /// these times the power of two leaves f32's range.
     pub fn new(packed: &PackedWeight) -> Result<Self, KernelFormError> {
-        let (header, codec) = (packed.header(), packed.codec());
+        let header = packed.header();
         let no_kernels = || KernelFormError::NoKernels { codec: header.codec.codec.clone() };
-        let layout = codec.layout(header.shape).ok_or_else(no_kernels)?;
-        let mut codes = Vec::new();
-        let mut halves = packed.row_scales();
-        for (spec, stream) in codec.streams(header.shape).iter().zip(&packed.codes().streams) {
-            match stream {
-                Stream::U32(words) => codes.extend_from_slice(words),
-                Stream::F16(values) if spec.name == ROW_SCALES => halves = values,
-                Stream::F16(_) | Stream::I8(_) => {}
-            }
-        }
-        let unit = exp2(header.exponent);
+        let Arranged { layout, words, scales: halves, dictionary } = Arranged::new(packed).ok_or_else(no_kernels)?;
+        let unit = header.exponent.unit();
         let scales: Vec<f32> = halves.iter().map(|scale| scale.to_f32() * unit).collect();
         if let Some(index) = scales.iter().position(|scale| !scale.is_finite()) {
             return Err(KernelFormError::Scale { index, value: halves[index].to_f32(), target: "F32" });
@@ -149,7 +139,6 @@ impl KernelForm {
         if let Some(index) = protected_values.iter().position(|value| !value.is_finite()) {
             return Err(KernelFormError::ProtectedValue { index, value: halves[index].to_f32(), target: "F32" });
         }
-        let dictionary = codec.dictionary(header.shape, packed.codes());
         let protected = packed.protected().columns().to_vec();
         let low_rank = packed.low_rank_part();
         if let Some(part) = &low_rank
@@ -157,23 +146,24 @@ impl KernelForm {
         {
             return Err(KernelFormError::LowRank { index, target: "F32" });
         }
-        Ok(Self { layout, codes: layout.arrange(codes), scales, dictionary, protected, protected_values, low_rank })
+        let codes = words.into_owned();
+        Ok(Self { layout, codes, scales, dictionary, protected, protected_values, low_rank })
     }
 
     /// Back to what is stored. Scales are rounded to F16, learned patterns and protected columns too.
     ///
     /// # Errors
-    /// [`KernelFormError::Header`] for the header of another weight; [`KernelFormError::FixedDictionary`] if training changed what the format fixes; [`KernelFormError::Scale`] for a
-    /// scale and [`KernelFormError::ProtectedValue`] for a weight beyond F16; [`KernelFormError::Length`];
-    /// [`KernelFormError::Format`].
+    /// [`KernelFormError::Header`] for the header of another weight; [`KernelFormError::FixedDictionary`] if training
+    /// changed what the format fixes; [`KernelFormError::Scale`] for a scale and [`KernelFormError::ProtectedValue`]
+    /// for a weight beyond F16; [`KernelFormError::Length`]; [`KernelFormError::Format`].
     pub fn to_packed(&self, header: &PackedHeader) -> Result<PackedWeight, KernelFormError> {
         self.check_lengths(header.protected, header.low_rank)?;
         let storage = header.low_rank.map(|spec| spec.storage);
         let codec = header.codec.build().map_err(FormatError::from)?;
-        if codec.layout(header.shape) != Some(self.layout) || !EXPONENT_RANGE.contains(&header.exponent) {
+        if codec.layout(header.shape) != Some(self.layout) {
             return Err(KernelFormError::Header { header: Box::new(header.clone()) });
         }
-        let unit = exp2(-header.exponent);
+        let unit = header.exponent.inverse();
         let halves: Vec<f16> = self.scales.iter().map(|scale| f16::from_f32(scale * unit)).collect();
         if let Some(index) = halves.iter().position(|scale| !scale.is_finite()) {
             return Err(KernelFormError::Scale { index, value: self.scales[index] * unit, target: "F16" });
@@ -187,10 +177,10 @@ impl KernelForm {
         let stored = self.layout.stored_order(&self.codes);
         let (mut words, mut streams) = (&stored[..], Vec::new());
         let header = PackedHeader { low_rank: None, ..header.clone() };
-        for spec in stream_specs(&*codec, header.shape, header.protected, None) {
+        for spec in header.streams_of(&*codec) {
             streams.push(match spec.dtype {
-                StreamType::U32 if spec.name == protected::COLUMNS => Stream::U32(self.protected.clone()),
-                StreamType::F16 if spec.name == protected::VALUES => Stream::F16(protected.clone()),
+                StreamType::U32 if spec.name == COLUMNS => Stream::U32(self.protected.clone()),
+                StreamType::F16 if spec.name == VALUES => Stream::F16(protected.clone()),
                 StreamType::U32 => {
                     let (stream, rest) = words.split_at(spec.len().min(words.len()));
                     words = rest;
@@ -249,21 +239,21 @@ impl KernelForm {
         let dictionary = codec.dictionary(header.shape, &Codes { streams });
         let scales = vec![1.0; header.shape.d_output() * layout.scales_per_row()];
         let (protected, protected_values) = (Vec::new(), Vec::new());
-        let codes = layout.arrange(codes);
+        let codes = layout.arrange(&codes).into_owned();
         let mut form = Self { layout, codes, scales, dictionary, protected, protected_values, low_rank: None };
         let mut values = vec![0.0; header.shape.num_weights()];
         form.as_slices().synthesize(&mut values);
         let power = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64;
         if power > 0.0 {
             // As it would be stored.
-            let unit = exp2(header.exponent);
+            let unit = header.exponent.unit();
             let stored = f16::from_f64(f64::from(scale / unit) / power.sqrt());
             form.scales.fill(stored.to_f32() * unit);
         }
         Ok(form)
     }
 
-    /// The arrays of the codes, borrowed: the weight without its protected columns and its low-rank part.
+    /// The arrays of the codes, borrowed: the weight without protected columns and low-rank part.
     pub fn as_slices(&self) -> PatternSlices<'_> {
         PatternSlices::new(self.layout, &self.codes, &self.scales, &self.dictionary)
     }

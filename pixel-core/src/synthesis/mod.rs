@@ -1,24 +1,30 @@
-//! From packed form back to a dense weight.
+//! From packed form back to a dense weight, and products with it.
 //!
-//! [`mod@reference`] holds the definition, entry by entry; here is what runs: band by band, every band decoded by its codec,
-//! scaled, and rotated back row by row.
+//! ```text
+//!  PackedWeight ──▶ Arranged ──▶ Decoder ──▶ rows in units of their scales ──▶ scaled, rotated back
+//!                   └──▶ KernelForm ──▶ PatternSlices::linear: products straight from the codes
+//! ```
+//!
+//! [`mod@reference`] holds the definition, entry by entry. There is one decoder for a codec, that of its
+//! [`CodecLayout`](crate::codec::CodecLayout): files and layers decode through it.
 
+mod arranged;
 mod kernel_form;
 mod kernels;
 pub mod reference;
 mod slices;
-mod synthesizer;
 
 pub use kernel_form::{KernelForm, KernelFormError};
 pub use kernels::Arithmetic;
 pub use slices::PatternSlices;
-pub use synthesizer::{PatternRef, SynthesizedFit, WeightSynthesizer, WeightSynthesizerConfig};
 
-use crate::condition::exp2;
-use crate::low_rank::DecodedLowRank;
+use crate::encode::DecodedLowRank;
+use crate::math::rotation::{Rotation, RotationScratch};
+use crate::math::simd::Simd;
 use crate::matrix::Matrix;
 use crate::packed::PackedWeight;
-use crate::rotation::{Rotation, RotationScratch};
+use arranged::Arranged;
+use kernels::{Decoder, Product};
 use rayon::prelude::*;
 
 impl PackedWeight {
@@ -40,8 +46,18 @@ impl PackedWeight {
 #[derive(Debug)]
 pub struct Synthesis<'a> {
     packed: &'a PackedWeight,
+    codes: Option<Codes<'a>>,
     rotation: Option<Rotation>,
     low_rank: Option<DecodedLowRank>,
+}
+
+/// The codes of a weight whose codec has a layout.
+#[derive(Debug)]
+struct Codes<'a> {
+    arranged: Arranged<'a>,
+    /// The scales, widened.
+    scales: Vec<f32>,
+    tables: crate::codec::LayoutTables,
 }
 
 impl<'a> Synthesis<'a> {
@@ -49,12 +65,16 @@ impl<'a> Synthesis<'a> {
     pub fn new(packed: &'a PackedWeight) -> Self {
         let header = packed.header();
         let rotation = header.rotation.map(|seed| Rotation::new(header.shape.d_input(), seed));
-        Self { packed, rotation, low_rank: packed.low_rank().map(DecodedLowRank::new) }
+        let codes = Arranged::new(packed).map(|arranged| {
+            let scales = arranged.scales.iter().map(|scale| scale.to_f32()).collect();
+            Codes { tables: arranged.layout.tables(), scales, arranged }
+        });
+        Self { packed, codes, rotation, low_rank: packed.low_rank().map(DecodedLowRank::new) }
     }
 
     /// Rows in a band; the last one may have fewer.
     pub fn band_height(&self) -> usize {
-        self.packed.codec().band_height(self.packed.shape())
+        self.codes.as_ref().map_or(1, |codes| codes.arranged.layout.band_height())
     }
 
     /// Weights in a band.
@@ -76,12 +96,12 @@ impl<'a> Synthesis<'a> {
         let first = band * self.band_height();
         let count = self.band_height().min(shape.d_output() - first);
         assert_eq!(rows.len(), count * shape.d_input(), "rows of the band");
-        self.packed.codec().decode_band(shape, self.packed.codes(), band, rows);
-        let unit = exp2(self.packed.header().exponent);
+        match &self.codes {
+            Some(codes) => codes.decoder().run(band, 0..shape.d_input(), rows),
+            None => self.decode_by_definition(first, rows),
+        }
+        let unit = self.packed.header().exponent.unit();
         for (i, row) in rows.chunks_exact_mut(shape.d_input()).enumerate() {
-            if let Some(scale) = self.packed.row_scales().get(first + i) {
-                row.iter_mut().for_each(|w| *w *= scale.to_f32());
-            }
             if let Some(low_rank) = &self.low_rank {
                 low_rank.add(first + i, row);
             }
@@ -92,5 +112,23 @@ impl<'a> Synthesis<'a> {
             row.iter_mut().for_each(|w| *w = (*w * unit).clamp(-f32::MAX, f32::MAX));
             self.packed.protected().replace(first + i, row, unit);
         }
+    }
+
+    /// Row `row`, weight by weight.
+    fn decode_by_definition(&self, row: usize, values: &mut [f32]) {
+        let (shape, codec, codes) = (self.packed.shape(), self.packed.codec(), self.packed.codes());
+        let scale = self.packed.row_scales().get(row).map_or(1.0, |scale| scale.to_f32());
+        for (col, value) in values.iter_mut().enumerate() {
+            *value = codec.decode_weight(shape, codes, row, col) * scale;
+        }
+    }
+}
+
+impl Codes<'_> {
+    fn decoder(&self) -> Decoder<'_> {
+        let Arranged { layout, words, dictionary, .. } = &self.arranged;
+        let (arithmetic, simd) = (Arithmetic::default(), Simd::detect());
+        let product = Product { layout: *layout, codes: words, scales: &self.scales, dictionary, arithmetic, simd };
+        Decoder::with_tables(&product, &self.tables)
     }
 }

@@ -1,11 +1,11 @@
 //! The definition of synthesis: every entry by itself, straight from the formula. Slow; tests hold the rest to it.
 
+use crate::math::rotation::reference_entry;
 use crate::matrix::Matrix;
 use crate::packed::PackedWeight;
-use crate::rotation::reference_entry;
 
-/// `W[r][c] = 2^exponent · Σ_j (scale[r] · decoded[r][j] + Σ_k up[k][r] · down[k][j]) · Q[c][j]`, in f64; without a rotation
-/// `Q` is the identity, without a low-rank part there is no sum over `k`. In a protected column, the `i`-th,
+/// `W[r][c] = 2^exponent · Σ_j (scale[r] · decoded[r][j] + Σ_k up[k][r] · down[k][j]) · Q[c][j]`, in f64; without a
+/// rotation `Q` is the identity, without a low-rank part there is no sum over `k`. In a protected column, the `i`-th,
 /// `W[r][c] = 2^exponent · value[r][i]`.
 pub fn synthesize(packed: &PackedWeight) -> Matrix {
     let (shape, header) = (packed.shape(), packed.header());
@@ -13,7 +13,7 @@ pub fn synthesize(packed: &PackedWeight) -> Matrix {
     let (up, down) = packed.low_rank().map_or_else(Default::default, |part| (part.up(), part.down()));
     let mut dense = Matrix::zeros(shape);
     for (r, row) in dense.as_mut_slice().chunks_exact_mut(n).enumerate() {
-        let unit = f64::from(header.exponent).exp2();
+        let unit = f64::from(header.exponent.unit());
         let scale = packed.row_scales().get(r).map_or(1.0, |scale| scale.to_f64());
         let coded = |j| scale * f64::from(packed.codec().decode_weight(shape, packed.codes(), r, j));
         let low_rank = |j| {

@@ -2,14 +2,14 @@
 
 use super::kernels::{Arithmetic, Decoder, Product};
 use crate::codec::CodecLayout;
-use crate::simd::Simd;
+use crate::math::simd::Simd;
 use rayon::prelude::*;
 
 /// The arrays of a kernel form, borrowed.
 ///
-/// Everything here is in the rotated basis: [`linear`](Self::linear) takes rotated activations, [`rows`](Self::rows) gives
-/// weights that the inverse rotation brings back. So protected columns, which are not rotated, come on top: inputs at zero
-/// there before the rotation, and a product of their own.
+/// Everything here is in the rotated basis: [`linear`](Self::linear) takes rotated activations, [`rows`](Self::rows)
+/// gives weights that the inverse rotation brings back. So protected columns, which are not rotated, come on top:
+/// inputs at zero there before the rotation, and a product of their own.
 #[derive(Debug, Clone, Copy)]
 pub struct PatternSlices<'a> {
     product: Product<'a>,

@@ -2,10 +2,9 @@
 
 #![allow(dead_code, reason = "each program uses a part of it")]
 
-use pixel_core::codec::{FAMILIES, Stream};
-use pixel_core::compressor::{FitJob, LowRankFitter};
-use pixel_core::packed::StreamBytes;
-use pixel_core::{CodecSpec, LowRank, Matrix, Outcome, PackedWeight, Shape, WeightError, compress_beside};
+use pixel_core::codec::{FAMILIES, Stream, StreamBytes};
+use pixel_core::plan::LowRankFitter;
+use pixel_core::{CodecSpec, CodingSpec, Encoder, LowRank, Matrix, Moments, Outcome, PackedWeight, Shape, WeightError};
 use proptest::prelude::ProptestConfig;
 use proptest::test_runner::RngSeed;
 
@@ -24,15 +23,19 @@ impl FixedFactors {
 }
 
 impl LowRankFitter for FixedFactors {
-    fn compress(&self, weight: Matrix, job: FitJob<'_>) -> Result<(PackedWeight, Outcome), WeightError> {
-        let part = Self::part(weight.shape(), job.low_rank.rank);
-        let part = Some((&part, job.low_rank.storage));
-        compress_beside(weight, job.codec, job.moments.filter(|_| job.feedback), job.options, part)
+    fn compress(
+        &self,
+        weight: Matrix,
+        spec: &CodingSpec,
+        moments: Option<Moments>,
+    ) -> Result<(PackedWeight, Outcome), WeightError> {
+        let part = Self::part(weight.shape(), spec.low_rank.unwrap().rank);
+        Encoder::new(spec).with_moments(moments).with_low_rank(&part).encode(weight)
     }
 
-    fn residual(&self, mut weight: Matrix, job: FitJob<'_>) -> Result<Matrix, WeightError> {
-        assert_eq!(job.options.rotation, None, "these factors know no rotation");
-        Self::part(weight.shape(), job.low_rank.rank).add_scaled(&mut weight, -1.0);
+    fn residual(&self, mut weight: Matrix, spec: &CodingSpec, _: Option<Moments>) -> Result<Matrix, WeightError> {
+        assert_eq!(spec.rotation, None, "these factors know no rotation");
+        Self::part(weight.shape(), spec.low_rank.unwrap().rank).add_scaled(&mut weight, -1.0);
         Ok(weight)
     }
 
@@ -46,6 +49,21 @@ pub(crate) fn spec(family: usize, rate: usize) -> CodecSpec {
     let family = FAMILIES[family];
     let spec = CodecSpec::new(family.name(), family.rates()[rate % family.rates().len()]);
     if family.name() == "trellis" { spec.with_option("window", 9) } else { spec }
+}
+
+/// `weight` coded as `spec` says, by the moments of its inputs if there are some.
+pub(crate) fn encode(
+    weight: &Matrix,
+    spec: &CodingSpec,
+    moments: impl Into<Option<Moments>>,
+) -> (PackedWeight, Outcome) {
+    Encoder::new(spec).with_moments(moments).encode(weight.clone()).unwrap()
+}
+
+/// An error and all its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The streams of a weight, to be changed.

@@ -90,7 +90,7 @@ pub enum SvdError {
     Failed {
         /// The solver.
         solver: &'static str,
-        /// What it said.
+        /// Its message.
         message: String,
     },
 }

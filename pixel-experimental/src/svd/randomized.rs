@@ -10,9 +10,9 @@ use rand_distr::StandardNormal;
 
 /// A randomized range finder with power iterations.
 ///
-/// `Y = (A·Aᵀ)^q·A·Ω` for a Gaussian `Ω` of `rank + oversampling` columns; `Q` an orthonormal basis of `Y`, made anew after
-/// each product; then the decomposition of the small `Qᵀ·A` on the host. Products with `A` run on the device, on which it is
-/// held once; bases are found on the host, by QR.
+/// `Y = (A·Aᵀ)^q·A·Ω` for a Gaussian `Ω` of `rank + oversampling` columns; `Q` an orthonormal basis of `Y`, made anew
+/// after each product; then the decomposition of the small `Qᵀ·A` on the host. Products with `A` run on the device, on
+/// which it is held once; bases are found on the host, by QR.
 ///
 /// `Ω` is drawn on the host, so that results on two devices differ by rounding alone.
 ///
@@ -30,8 +30,8 @@ pub struct RandomizedSvd {
 }
 
 impl RandomizedSvd {
-    /// With 16 columns beyond the rank and 4 power iterations: within 2 % of the best residual of rank 64 also where the
-    /// spectrum has no gap at all.
+    /// With 16 columns beyond the rank and 4 power iterations: within 2 % of the best residual of rank 64 also where
+    /// the spectrum has no gap at all.
     pub fn new(device: &Device) -> Self {
         Self { device: device.clone(), oversampling: 16, power_iterations: 4, seed: 0 }
     }

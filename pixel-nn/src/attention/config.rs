@@ -49,8 +49,8 @@ pub struct PIXELAttentionConfig {
     /// It belongs to the configuration because a decoder that forgets it in one call sees the future in silence.
     #[config(default = false)]
     pub causal: bool,
-    /// The number of keys that a query of a causal attention sees at most, its own among them: the query at position `p`
-    /// sees the keys at `p − window + 1..=p`. `None` is no limit.
+    /// The number of keys that a query of a causal attention sees at most, its own among them: the query at position
+    /// `p` sees the keys at `p − window + 1..=p`. `None` is no limit.
     ///
     /// Source: Jiang et al., Mistral 7B, <https://arxiv.org/abs/2310.06825>, section 2.
     pub window: Option<usize>,

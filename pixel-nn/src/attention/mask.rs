@@ -3,7 +3,7 @@
 use burn::tensor::activation::{quiet_softmax, softmax};
 use burn::tensor::{Bool, DType, Device, Tensor};
 
-/// The masks of one call; a key is hidden from a query if any of them says so (true = hidden, as in Burn).
+/// The masks of one call; a key is hidden from a query if any of them is true (true = hidden, as in Burn).
 #[derive(Debug, Default)]
 pub(super) struct Masks {
     /// Each broadcasts to `[batch, n_heads, seq_q, seq_k]`.

@@ -33,8 +33,8 @@
 //! # Limits
 //! All scores of a call exist at once, `batch · n_heads · seq_q · seq_k` numbers. A
 //! [window](PIXELAttentionConfig::window) hides keys, and neither the scores nor a cache become smaller by it. A text
-//! padded on its left is turned as if the padding were tokens, which moves all its positions alike and so changes nothing:
-//! rotary attention reads differences of positions.
+//! padded on its left is turned as if the padding were tokens, which moves all its positions alike and so changes
+//! nothing: rotary attention reads differences of positions.
 
 mod cache;
 mod config;
@@ -268,7 +268,7 @@ impl PIXELAttention {
     /// # Shapes
     /// - tokens: `[batch, seq, d_model]`
     /// - mask_pad: `[batch, seq]`
-    /// - output: `[batch, seq, d_model]`; what stands at padding means nothing, but is a number
+    /// - output: `[batch, seq, d_model]`; values at padding have no meaning, but are finite
     ///
     /// # Panics
     /// As `forward_cached` does, and if the shape of `mask_pad` is another.

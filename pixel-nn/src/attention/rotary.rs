@@ -163,7 +163,7 @@ impl Rotary {
         Tensor::cat(vec![turned_first, turned_second], 3)
     }
 
-    /// The rows of cosines and sines for `seq` positions from `start` on, from the window at hand or a new one.
+    /// The rows of cosines and sines for `seq` positions from `start` on, from the current window or a new one.
     fn tables(&self, start: usize, seq: usize, device: &Device, dtype: DType) -> (Tensor<2>, Tensor<2>) {
         // A table is replaced as a whole, so a panic elsewhere cannot have left half of one.
         let mut slot = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
@@ -213,6 +213,7 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::abs_diff_eq;
 
     const LLAMA3: RotaryScaling = RotaryScaling::Llama3 {
         factor: 8.0,
@@ -234,7 +235,7 @@ mod tests {
     fn frequencies_fall_from_one_by_powers_of_theta() {
         let found = RotaryConfig::new().frequencies(8);
         for (found, expected) in found.iter().zip([1.0, 0.1, 0.01, 0.001]) {
-            assert!((found - expected).abs() < 1e-15, "{found} {expected}");
+            assert!(abs_diff_eq!(*found, expected, epsilon = 1e-15), "{found} {expected}");
         }
         let scaling = RotaryScaling::Linear { factor: 4.0 };
         let scaled = RotaryConfig::new().with_scaling(scaling).frequencies(8);
@@ -246,7 +247,7 @@ mod tests {
         // r = (2 − 1)/(4 − 1) = 1/3, so f·(1/3 + 2/3/8) = 5f/12.
         for (turns, ratio) in [(40.0, 1.0), (4.0, 1.0), (2.0, 5.0 / 12.0), (1.0, 1.0 / 8.0), (0.1, 1.0 / 8.0)] {
             let found = LLAMA3.apply(frequency(turns)) / frequency(turns);
-            assert!((found - ratio).abs() < 1e-12, "{turns} turns: {found}, {ratio} expected");
+            assert!(abs_diff_eq!(found, ratio, epsilon = 1e-12), "{turns} turns: {found}, {ratio} expected");
         }
     }
 
@@ -258,7 +259,7 @@ mod tests {
         let (sin, cos) = (1.0f32.sin(), 1.0f32.cos());
         let expected = [cos - 3.0 * sin, 2.0, 3.0 * cos + sin, 4.0];
         for (found, expected) in row(rotary.rotate(heads, 1)).iter().zip(expected) {
-            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+            assert!(abs_diff_eq!(*found, expected, epsilon = 1e-6), "{found} {expected}");
         }
     }
 
@@ -284,7 +285,10 @@ mod tests {
         for (i, frequency) in config.frequencies(4).iter().enumerate() {
             let (sin, cos) = (position as f64 * frequency).sin_cos();
             // One rounding to f32. The second angle, 10000 in f32, would be off by up to 0.001.
-            assert!((f64::from(found[i]) - cos).abs() < 1e-7 && (f64::from(found[i + 2]) - sin).abs() < 1e-7);
+            assert!(
+                abs_diff_eq!(f64::from(found[i]), cos, epsilon = 1e-7)
+                    && abs_diff_eq!(f64::from(found[i + 2]), sin, epsilon = 1e-7)
+            );
         }
     }
 

@@ -4,17 +4,17 @@
 //!  batches ──▶ model.forward ──▶ Projection, PIXELLinear ──▶ Σ w·x·xᵀ on the device ──▶ f64 sums ──▶ file
 //! ```
 //!
-//! The layers of this crate ([`Projection`](crate::Projection), [`PIXELLinear`](crate::PIXELLinear) and what is built of
-//! them) tell a collector that runs on their thread what they read; nothing has to be put into the model, and a forward
-//! pass without a collector only asks whether there is one. Burn's own `Linear` cannot be listened to: a parameter can be
-//! hooked ([`replace_linear_layers`](crate::replace_linear_layers) does), but it never meets the input, and Burn has no
-//! hooks on modules. A model of one's own is calibrated by giving its `Linear` fields the type `Projection`, which holds
-//! the same layer, forwards the same, and is made by `linear.into()`.
+//! The layers of this crate ([`Projection`](crate::Projection), [`PIXELLinear`](crate::PIXELLinear) and what is built
+//! of them) report what they read to a collector that runs on their thread; nothing has to be put into the model, and a
+//! forward pass without a collector only asks whether there is one. Burn's own `Linear` cannot be listened to: a
+//! parameter can be hooked ([`replace_linear_layers`](crate::replace_linear_layers) does), but it never meets the
+//! input, and Burn has no hooks on modules. A model of one's own is calibrated by giving its `Linear` fields the type
+//! `Projection`, which holds the same layer, forwards the same, and is made by `linear.into()`.
 //!
 //! Layers that read the very same tensor share one group, which is found out by comparing what they read in the first
 //! batches, until each has read something.
-//! Memory is bounded: as many groups are collected at a time as [`CalibrationOptions::memory_bytes`] holds, at least one,
-//! and the batches are run once for each such pass.
+//! Memory is bounded: as many groups are collected at a time as [`CalibrationOptions::memory_bytes`] holds, at least
+//! one, and the batches are run once for each such pass.
 //!
 //! # Example
 //! ```
@@ -57,11 +57,12 @@ mod recorder;
 
 pub(crate) use recorder::{observe, tap};
 
+use crate::codes::CODES;
 use crate::error::LayerError;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Int, Tensor};
 use pixel_core::archive::ArchiveError;
-use pixel_core::calibration::{Accumulator, CalibrationWriter, Description, Group, Source, Weighting};
+use pixel_core::archive::calibration::{Accumulator, CalibrationWriter, Description, Group, Source, Weighting};
 use recorder::{Fingerprint, Recorder, Task};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -136,7 +137,8 @@ pub enum CalibrationError {
     },
     /// A layer has no gradient.
     #[error(
-        "weight \"{weight}\": its output has no gradient; call `train()` on the model, and return a scalar that depends on it"
+        "weight \"{weight}\": its output has no gradient; call `train()` on the model, and return a scalar that \
+         depends on it"
     )]
     NoGradient {
         /// The weight.
@@ -153,8 +155,8 @@ impl From<ArchiveError> for CalibrationError {
     }
 }
 
-/// The weights of a module that can be calibrated, by the path of their fields: that of `Projection`s and `PIXELLinear`s
-/// ends in `weight`, without the variant of the projection.
+/// The weights of a module that can be calibrated, by the path of their fields: that of `Projection`s and
+/// `PIXELLinear`s ends in `weight`, without the variant of the projection.
 pub fn weight_paths<M: Module>(model: &M) -> BTreeMap<ParamId, String> {
     let mut paths = Paths::default();
     model.visit(&mut paths);
@@ -194,9 +196,13 @@ impl ModuleVisitor for Paths {
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-        let is_codes = |(name, container): &(String, String)| name == "codes" && container == "Struct:PatternWeight";
-        if self.path.last().is_some_and(is_codes) {
-            self.add(param.id, 1);
+        // …, weight, codes, fingerprint: the path of the user's own fields ends with the weight.
+        if let [.., (name, owner), (_, container)] = &self.path[..]
+            && name == "codes"
+            && owner == "Struct:PatternWeight"
+            && container == CODES
+        {
+            self.add(param.id, 2);
         }
     }
 }
@@ -206,8 +212,8 @@ impl ModuleVisitor for Paths {
 ///
 /// Every vector of the last axis of a layer's input is a token: do not pad, or group texts of one length.
 ///
-/// Under [`Weighting::Gradient`], `forward` returns the scalar whose gradients in the layers' outputs weigh the tokens, such
-/// as the sum of the log likelihoods of tokens drawn from the model's own predictions, for which `½·tr(E·H·Eᵀ)`
+/// Under [`Weighting::Gradient`], `forward` returns the scalar whose gradients in the layers' outputs weigh the tokens,
+/// such as the sum of the log likelihoods of tokens drawn from the model's own predictions, for which `½·tr(E·H·Eᵀ)`
 /// estimates the Kullback–Leibler divergence a token; the model is in training mode. Otherwise what it returns is
 /// dropped.
 ///
@@ -251,7 +257,7 @@ pub fn calibrate<B>(
 }
 
 /// Weights that read the same inputs.
-struct SharedInput {
+struct InputGroup {
     members: Vec<ParamId>,
     d_input: usize,
 }
@@ -262,7 +268,7 @@ fn survey<B>(
     batches: &[B],
     forward: &mut impl FnMut(&B) -> Option<Tensor<1>>,
     weighting: Weighting,
-) -> Result<Vec<SharedInput>, CalibrationError> {
+) -> Result<Vec<InputGroup>, CalibrationError> {
     // What each weight read, batch by batch.
     let mut fingerprints: HashMap<ParamId, Vec<(usize, Fingerprint)>> = HashMap::new();
     let mut order = Vec::new();
@@ -282,21 +288,21 @@ fn survey<B>(
     if order.is_empty() {
         return Err(CalibrationError::NothingSeen { weights: weights.len() });
     }
-    let mut groups: Vec<SharedInput> = Vec::new();
+    let mut groups: Vec<InputGroup> = Vec::new();
     for id in order {
         let found = &fingerprints[&id];
         let same =
-            |group: &&mut SharedInput| weighting == Weighting::Uniform && fingerprints[&group.members[0]] == *found;
+            |group: &&mut InputGroup| weighting == Weighting::Uniform && fingerprints[&group.members[0]] == *found;
         match groups.iter_mut().find(same) {
             Some(group) => group.members.push(id),
-            None => groups.push(SharedInput { members: vec![id], d_input: found[0].1.d_input }),
+            None => groups.push(InputGroup { members: vec![id], d_input: found[0].1.d_input }),
         }
     }
     Ok(groups)
 }
 
 /// The groups, in as few runs as their sums fit into `budget` bytes.
-fn passes(groups: &[SharedInput], budget: u64) -> Vec<&[SharedInput]> {
+fn passes(groups: &[InputGroup], budget: u64) -> Vec<&[InputGroup]> {
     let mut passes = Vec::new();
     let mut start = 0;
     while start < groups.len() {
@@ -354,7 +360,7 @@ fn add_weighted(
         return Err(name(&seen.weight));
     }
     if inputs.is_empty() {
-        // None of this pass's weights reads this batch, and the loss may hang on nothing.
+        // None of this pass's weights reads this batch, and the loss may depend on nothing.
         return Ok(sums);
     }
     let mut gradients = loss.backward();

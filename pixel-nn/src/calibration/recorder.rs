@@ -1,9 +1,9 @@
-//! What layers tell the collector that runs on their thread.
+//! What layers report to the collector that runs on their thread.
 
 use crate::error::LayerError;
 use burn::module::ParamId;
 use burn::tensor::{DType, Tensor};
-use pixel_core::calibration::Accumulator;
+use pixel_core::archive::calibration::Accumulator;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -120,7 +120,7 @@ impl Recorder {
     }
 }
 
-/// Tells the collector, if there is one, that the layer of `weight` reads `input`, `[…, d_input]`.
+/// Reports to the collector, if there is one, that the layer of `weight` reads `input`, `[…, d_input]`.
 pub(crate) fn observe<const D: usize>(weight: ParamId, input: &Tensor<D>) {
     ACTIVE.with_borrow_mut(|active| {
         if let Some(recorder) = active.as_mut().filter(|recorder| recorder.wanted.contains(&weight)) {

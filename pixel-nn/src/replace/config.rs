@@ -1,12 +1,12 @@
 //! Which weights are replaced, and by which codec.
 
-use super::report::KeepReason;
+use super::report::SkipReason;
 use super::survey::{Found, LayerKind};
 use crate::error::LayerError;
 use crate::synthesis::SynthesisMode;
 use burn::config::Config;
 use pixel_core::CodecSpec;
-use pixel_core::recipe::MIN_WEIGHTS;
+use pixel_core::plan::MIN_WEIGHTS;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 pub struct ReplaceConfig {
     /// The codec of linear layers.
     pub codec: CodecSpec,
-    /// Expressions of which one must match the path. Default: none, all weights are meant.
+    /// Expressions of which one must match the path. Default: none, all weights.
     #[serde(default)]
     pub include: Vec<String>,
     /// Expressions of which none may match the path. Default: none.
@@ -185,32 +185,32 @@ impl Selection<'_> {
     }
 
     /// The codec of a weight, or why it stays dense.
-    pub(super) fn decide(&self, weight: &Found) -> Result<CodecSpec, KeepReason> {
+    pub(super) fn decide(&self, weight: &Found) -> Result<CodecSpec, SkipReason> {
         let matches = |expressions: &[Regex]| expressions.iter().any(|expression| expression.is_match(&weight.path));
         let class = self.class(weight)?;
         if let Some(name) = &weight.reparameterized {
-            return Err(KeepReason::Reparameterized { by: name.clone() });
+            return Err(SkipReason::Reparameterized { by: name.clone() });
         }
         if matches(&self.exclude) {
-            return Err(KeepReason::Excluded);
+            return Err(SkipReason::Excluded);
         }
         if !self.include.is_empty() && !matches(&self.include) {
-            return Err(KeepReason::NotIncluded);
+            return Err(SkipReason::NotIncluded);
         }
         if weight.dims.iter().product::<usize>() < self.config.min_weights {
-            return Err(KeepReason::Small);
+            return Err(SkipReason::Small);
         }
         let rule = self.rules.iter().position(|expression| expression.is_match(&weight.path));
         Ok(rule.map_or(class, |rule| &self.config.rules[rule].codec).clone())
     }
 
     /// The codec of the weight's kind, or why that kind is kept.
-    fn class(&self, weight: &Found) -> Result<&CodecSpec, KeepReason> {
+    fn class(&self, weight: &Found) -> Result<&CodecSpec, SkipReason> {
         match &weight.kind {
             LayerKind::Linear => Ok(&self.config.codec),
-            LayerKind::Embedding => self.config.embeddings.as_ref().ok_or(KeepReason::NotAsked),
-            LayerKind::Convolution => self.config.convolutions.as_ref().ok_or(KeepReason::NotAsked),
-            LayerKind::Other(container) => Err(KeepReason::OtherLayer { container: container.clone() }),
+            LayerKind::Embedding => self.config.embeddings.as_ref().ok_or(SkipReason::NotAsked),
+            LayerKind::Convolution => self.config.convolutions.as_ref().ok_or(SkipReason::NotAsked),
+            LayerKind::Other(container) => Err(SkipReason::OtherLayer { container: container.clone() }),
         }
     }
 }

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! [`replace_linear_layers`] walks over any Burn module and attaches a [`PatternParam`] to the weights that a
-//! [`ReplaceConfig`] means, through Burn's [`Reparameterizer`](burn::module::Reparameterizer). The dense values are
+//! [`ReplaceConfig`] selects, through Burn's [`Reparameterizer`](burn::module::Reparameterizer). The dense values are
 //! dropped; [`Param::val`](burn::module::Param::val), by which layers read their weights, synthesises them.
 //!
 //! # Example
@@ -53,16 +53,16 @@
 //! # Which weights
 //! The `weight` of every Burn `Linear`, wherever it is: in a field, `Vec`, array, tuple, `Option` or enum, also inside
 //! Burn's own modules (attention, LSTM). On request, those of `Embedding`, of `Conv1d`, `Conv2d`, `Conv3d` and of their
-//! transposed kin. Layers are known by the name of their type, all that Burn tells; a type of your own called `Linear`
-//! counts as one, and stays correct. All other matrices, those that are quantized or carry something already, and small
-//! ones are kept; the report lists each with its [`KeepReason`].
+//! transposed variants. Layers are known by the name of their type, which is all that Burn passes on; a type of your
+//! own called `Linear` counts as one, and stays correct. All other matrices, those that are quantized or carry
+//! something already, and small ones are kept; the report lists each with its [`SkipReason`].
 //!
 //! | parameter | shape | matrix `[d_output, d_input]` |
 //! |---|---|---|
 //! | `Linear` | `[d_input, d_output]` | its transpose |
 //! | `Embedding` | `[n_embedding, d_model]` | as it is |
 //! | convolution | `[out, in/groups, k…]` | `[out, in/groups · k…]` |
-//! | transposed convolution | `[in, out/groups, k…]` | `[in, out/groups · k…]`: a row is one *input* channel, values stay in order |
+//! | transposed convolution | `[in, out/groups, k…]` | `[in, out/groups · k…]`, a row for each *input* channel |
 //!
 //! Parameters that share one id and equal values, as clones of a layer do, share their patterns, and the ids of those.
 //! Parameters of one id whose values have drifted apart are replaced each by itself.
@@ -72,22 +72,24 @@
 //! whether its parameter is trained, for [`restore_dense`].
 //!
 //! # Memory
-//! The walk holds one weight densely beside the model. A forward pass forms the dense weight of the layer at hand and
-//! drops it: peak memory is one dense layer above what the model holds, as measured on Flex. In training, the backward pass
-//! keeps the dense weights of all layers. [`SynthesisMode::Cached`](crate::SynthesisMode) trades memory for time.
+//! The walk holds one dense weight in addition to the model. A forward pass forms the dense weight of one layer at a
+//! time and drops it: peak memory is one dense layer above what the model holds, as measured on Flex. In training, the
+//! backward pass keeps the dense weights of all layers. [`SynthesisMode::Cached`](crate::SynthesisMode) trades memory
+//! for time.
 //!
 //! # Limits
 //! - No fused kernel: [`PIXELLinear`](crate::PIXELLinear) multiplies without forming the weight, and
-//!   [`PIXELEmbedding`](crate::PIXELEmbedding) synthesises only the rows looked up. Prefer them where you can change the
-//!   model's types; prefer this where you cannot, or where batches are so large that synthesis does not count.
+//!   [`PIXELEmbedding`](crate::PIXELEmbedding) synthesises only the rows looked up. Prefer them where you can change
+//!   the model's types; prefer this where you cannot, or where batches are so large that synthesis does not count.
 //! - What looks at the stored value instead of `val()` sees the placeholder: `Display` prints its sizes,
-//!   [`Module::num_params`] counts it beside scales and dictionary.
-//! - A record holds no codec: load it into the same architecture after [`replace_skeleton`] with the same configuration.
-//!   Scales and dictionary are F32 in a record, F16 or absent in an archive: the report's `device_bytes` is nearer to
-//!   what a record takes than its `stored_bytes`.
+//!   [`Module::num_params`] counts it in addition to scales and dictionary.
+//! - A record holds tensors alone, those of the codes under a name that tells shape, codec and rotation: load it into
+//!   the same architecture after [`replace_skeleton`] with the same configuration. Scales and
+//!   dictionary are F32 in a record, F16 or absent in an archive: the report's `device_bytes` is nearer to what a
+//!   record takes than its `stored_bytes`.
 //! - LoRA uses the same slot of a parameter. A weight that has an adapter is kept; and `apply_lora` on a replaced model
-//!   does not reach the weights: it freezes the dictionaries and lays its adapters on the scales, which are matrices too.
-//!   Train scales and dictionary themselves, restore first, or use
+//!   does not reach the weights: it freezes the dictionaries and lays its adapters on the scales, which are matrices
+//!   too. Train scales and dictionary themselves, restore first, or use
 //!   [`PIXELLinear::with_low_rank`](crate::PIXELLinear::with_low_rank).
 //! - Do not cast all parameters of a replaced model to another type: scales and dictionary must stay F32. Cast first;
 //!   the synthesised value takes the type that its weight had.
@@ -100,7 +102,7 @@ mod survey;
 
 pub use config::{ReplaceConfig, ReplaceRule};
 pub use param::PatternParam;
-pub use report::{CompressionReport, KeepReason, KeptParameter, LayerReport, ReplacedParameter};
+pub use report::{KeptParameter, LayerReport, ReplacedParameter, ReplacementReport, SkipReason};
 
 use crate::error::LayerError;
 use burn::module::Module;
@@ -116,7 +118,7 @@ use replacer::{Source, replace};
 pub fn replace_linear_layers<M: Module>(
     model: M,
     config: &ReplaceConfig,
-) -> Result<(M, CompressionReport), LayerError> {
+) -> Result<(M, ReplacementReport), LayerError> {
     replace(model, config, Source::Values)
 }
 
@@ -128,7 +130,7 @@ pub fn replace_linear_layers<M: Module>(
 /// # Errors
 /// As [`replace_linear_layers`], but for what is wrong with values.
 pub fn replace_skeleton<M: Module>(model: M, config: &ReplaceConfig) -> Result<M, LayerError> {
-    Ok(replace(model, config, Source::Chance)?.0)
+    Ok(replace(model, config, Source::Random)?.0)
 }
 
 /// Back to dense parameters, with the ids that they had: [`Module::materialize`].

@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 use pixel_core::{CodecSpec, Shape};
 use std::sync::Arc;
 
-/// What [`ParamForm`] tells a visitor instead of a container type.
+/// What [`ParamForm`] gives a visitor in place of a container type.
 pub(super) const MARK: &str = "Pattern";
 
 /// What stands in for the dense value of a parameter: patterns, and how they become its shape again.
@@ -81,8 +81,8 @@ impl Axes {
     }
 }
 
-/// The axes of a parameter, and a mark by which a visitor, who never sees what is attached to a parameter, knows it: the
-/// walk enters a module whose container type is [`MARK`] and whose name is `d_output:d_input:stored_bytes:codec`.
+/// The axes of a parameter, and a mark by which a visitor, who never sees what is attached to a parameter, knows it:
+/// the walk enters a module whose container type is [`MARK`] and whose name is `d_output:d_input:stored_bytes:codec`.
 #[derive(Debug, Clone)]
 pub(super) struct ParamForm {
     axes: Axes,

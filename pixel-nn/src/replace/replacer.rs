@@ -2,16 +2,16 @@
 
 use super::config::{ReplaceConfig, Selection};
 use super::param::{Axes, PatternParam};
-use super::report::{CompressionReport, KeepReason, KeptParameter, LayerReport};
+use super::report::{KeptParameter, LayerReport, ReplacementReport, SkipReason};
 use super::survey::{Found, LayerKind, survey};
 use crate::error::LayerError;
 use crate::linear::rotation;
-use crate::weight::{PatternWeight, read_floats};
+use crate::weight::{PatternWeight, encode, read_floats};
 use burn::module::{Module, Param, ParamId, Reparameterizer};
 use burn::tensor::Tensor;
 use pixel_core::backend::check_device;
-use pixel_core::metrics::ErrorSums;
-use pixel_core::{CodecSpec, Matrix, compress_owned};
+use pixel_core::math::metrics::ErrorSums;
+use pixel_core::{CodecSpec, Matrix};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
 
@@ -20,16 +20,16 @@ use std::hash::{DefaultHasher, Hasher};
 pub(super) enum Source {
     /// The values of the weights.
     Values,
-    /// Chance: a record will overwrite them. No value is read.
-    Chance,
+    /// Random numbers, which a record will overwrite. No value is read.
+    Random,
 }
 
-/// Replaces the weights that `config` means; the report has layers if they came from values.
+/// Replaces the weights that `config` selects; the report has layers if they came from values.
 pub(super) fn replace<M: Module>(
     model: M,
     config: &ReplaceConfig,
     source: Source,
-) -> Result<(M, CompressionReport), LayerError> {
+) -> Result<(M, ReplacementReport), LayerError> {
     let selection = config.compile()?;
     let found = survey(&model);
     selection.check_used(&found)?;
@@ -63,7 +63,7 @@ struct Walk<'a> {
     /// By path.
     plan: HashMap<String, Planned>,
     firsts: HashMap<ParamId, First>,
-    report: CompressionReport,
+    report: ReplacementReport,
     /// The first error; nothing is done after it.
     error: Option<LayerError>,
 }
@@ -71,7 +71,7 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     fn new(config: &'a ReplaceConfig, source: Source) -> Self {
         let (plan, firsts) = (HashMap::new(), HashMap::new());
-        Self { config, source, plan, firsts, report: CompressionReport::default(), error: None }
+        Self { config, source, plan, firsts, report: ReplacementReport::default(), error: None }
     }
 
     /// Decides on every weight before any is touched.
@@ -93,12 +93,12 @@ impl<'a> Walk<'a> {
     }
 
     /// The report, its entries in the order of the model's fields.
-    fn finish(mut self, found: &[Found]) -> Result<CompressionReport, LayerError> {
+    fn finish(mut self, found: &[Found]) -> Result<ReplacementReport, LayerError> {
         if let Some(error) = self.error {
             return Err(error);
         }
         for (name, planned) in self.plan {
-            self.report.kept.push(KeptParameter { name, shape: planned.axes.dims, reason: KeepReason::NotMapped });
+            self.report.kept.push(KeptParameter { name, shape: planned.axes.dims, reason: SkipReason::NotMapped });
         }
         let places: HashMap<&str, usize> = found.iter().enumerate().map(|(i, weight)| (&*weight.path, i)).collect();
         self.report.kept.sort_by_key(|weight| places.get(&*weight.name).copied());
@@ -107,8 +107,8 @@ impl<'a> Walk<'a> {
 
     /// The placeholder and the patterns of one weight.
     ///
-    /// The dense values are in memory twice while they are read, as tensor and as matrix. Then the tensor goes, unless a
-    /// clone of the model holds it, and the search for codes begins.
+    /// The dense values are in memory twice while they are read, as tensor and as matrix. Then the tensor goes, unless
+    /// a clone of the model holds it, and the search for codes begins.
     fn patterns<const D: usize>(
         &mut self,
         name: &str,
@@ -125,7 +125,7 @@ impl<'a> Walk<'a> {
             PatternParam::new(weight, planned.axes, self.config.synthesis.clone())
         };
         let rotation = rotation(&planned.codec, None, self.config.seed)?;
-        if self.source == Source::Chance {
+        if self.source == Source::Random {
             drop(dense);
             let base = placeholder(param);
             // The deviation of Burn's default for `Linear`; any would do.
@@ -156,7 +156,7 @@ impl<'a> Walk<'a> {
             self.report.layers.push(report(&first.pattern, planned.codec, sums, Some(first.name.clone())));
             return Ok((base, first.pattern.clone()));
         }
-        let (packed, sums) = compress_owned(Matrix::new(shape, values)?, &planned.codec, rotation)?;
+        let (packed, sums) = encode(Matrix::new(shape, values)?, &planned.codec, rotation)?;
         let (codec, shared) = (planned.codec.clone(), planned.shared);
         let pattern = pattern(PatternWeight::from_packed(&packed, &device)?, &base, planned);
         self.report.layers.push(report(&pattern, codec.clone(), sums, None));
@@ -189,7 +189,7 @@ impl Reparameterizer for &mut Walk<'_> {
         let Some(planned) = self.plan.remove(path) else { return (param, None) };
         if !param.dtype().is_float() {
             let (name, shape) = (path.into(), planned.axes.dims);
-            self.report.kept.push(KeptParameter { name, shape, reason: KeepReason::Quantized });
+            self.report.kept.push(KeptParameter { name, shape, reason: SkipReason::Quantized });
             return (param, None);
         }
         // Kept for the case of an error: the model is not returned then, but the walk goes on to its end.
@@ -219,7 +219,7 @@ fn placeholder<const D: usize>(param: Param<Tensor<D>>) -> Param<Tensor<D>> {
     param.transform_for_load(one, id)
 }
 
-/// Whether training leaves the parameter alone. On a device without gradients its tensor does not tell, and only
+/// Whether training leaves the parameter alone. On a device without gradients its tensor does not show it, and only
 /// [`Module::train`] brings it to light.
 fn is_frozen<const D: usize>(base: &Param<Tensor<D>>) -> bool {
     if base.device().is_autodiff() {

@@ -1,6 +1,6 @@
 //! What was replaced, at which cost and error, and what was not.
 
-use pixel_core::metrics::{ErrorSums, bits_per_weight};
+use pixel_core::math::metrics::{ErrorSums, bits_per_weight};
 use pixel_core::{CodecSpec, Shape};
 use serde::Serialize;
 use std::fmt::{Display, Formatter, Result};
@@ -35,7 +35,7 @@ pub struct LayerReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum KeepReason {
+pub enum SkipReason {
     /// Its kind, embedding or convolution, is replaced on request.
     NotAsked,
     /// Its layer is of a type that is not known here.
@@ -60,7 +60,7 @@ pub enum KeepReason {
     NotMapped,
 }
 
-impl Display for KeepReason {
+impl Display for SkipReason {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         match self {
             Self::NotAsked => f.write_str("its kind was not asked for"),
@@ -83,19 +83,20 @@ pub struct KeptParameter {
     /// The shape.
     pub shape: Vec<usize>,
     /// Why.
-    pub reason: KeepReason,
+    pub reason: SkipReason,
 }
 
-/// What [`replace_linear_layers`](super::replace_linear_layers) did. Biases, gains of norms and other vectors are left out.
+/// What [`replace_linear_layers`](super::replace_linear_layers) did. Biases, gains of norms and other vectors are left
+/// out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct CompressionReport {
+pub struct ReplacementReport {
     /// The weights replaced, in the order of the model's fields.
     pub layers: Vec<LayerReport>,
     /// The weights kept, in the order of the model's fields.
     pub kept: Vec<KeptParameter>,
 }
 
-impl CompressionReport {
+impl ReplacementReport {
     /// The number of weights replaced.
     pub fn num_weights(&self) -> usize {
         self.total(|layer| layer.shape.num_weights())
@@ -136,7 +137,8 @@ impl CompressionReport {
     /// One line: how many weights, bits, bytes, error.
     pub fn summary(&self) -> String {
         format!(
-            "{} of {} weights replaced: {:.3} bits per weight, {} bytes become {} ({:.2}×; {} on the device), relative error {:.4}",
+            "{} of {} weights replaced: {:.3} bits per weight, {} bytes become {} ({:.2}×; {} on the device), \
+             relative error {:.4}",
             self.layers.len(),
             self.layers.len() + self.kept.len(),
             self.bits_per_weight(),
@@ -157,7 +159,7 @@ impl CompressionReport {
     }
 }
 
-impl Display for CompressionReport {
+impl Display for ReplacementReport {
     /// A table of the weights replaced, those kept with their reason, and the summary.
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         let heads = ["weight", "shape", "codec", "bits", "error", "bytes", "stored", "device"].map(String::from);

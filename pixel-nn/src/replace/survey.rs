@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor};
 const ATTACHED: &str = "Reparameterization";
 
 /// Containers whose matrices are parts of a compressed weight.
-const COMPRESSED: [&str; 2] = ["Struct:PatternWeight", "Struct:LowRank"];
+const COMPRESSED: [&str; 2] = ["Struct:PatternWeight", "Struct:LowRankParams"];
 
 /// The kind of layer that holds a weight.
 #[derive(Debug, Clone, PartialEq)]

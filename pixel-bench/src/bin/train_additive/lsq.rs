@@ -13,8 +13,8 @@ use rand_distr::StandardNormal;
 /// The weights of one group.
 pub(crate) type Group = [f32; GROUP];
 
-/// Added to the diagonal of the normal equations, as a share of the groups. Without it they are singular: a constant moved
-/// from one sub-dictionary to another changes no sum.
+/// Added to the diagonal of the normal equations, as a share of the groups. Without it they are singular: a constant
+/// moved from one sub-dictionary to another changes no sum.
 const RIDGE: f64 = 1e-6;
 
 /// Share of the last step that a step repeats (Polyak's heavy ball). The turns converge slowly: in 100 rounds at 4 bits
@@ -157,8 +157,8 @@ fn residuals(dictionary: &[Patterns], groups: &[Group], codes: &[u32]) -> Vec<Gr
     groups.iter().zip(codes).map(residual).collect()
 }
 
-/// The correction of the dictionary that leaves least of `residuals`: `C` in `(N + λI) C = R`, where `N` counts how often
-/// two patterns are chosen together and `R` sums the residuals of the groups that choose a pattern.
+/// The correction of the dictionary that leaves least of `residuals`: `C` in `(N + λI) C = R`, where `N` counts how
+/// often two patterns are chosen together and `R` sums the residuals of the groups that choose a pattern.
 fn fit(residuals: &[Group], codes: &[u32], count: usize) -> Vec<Patterns> {
     let n = count * PATTERNS;
     let mut together = vec![0f64; n * n];

@@ -48,8 +48,8 @@ pub(super) const fn has_eights(layout: &CodecLayout) -> bool {
     }
 }
 
-/// The weights of eight columns of `row` from `col` on, a multiple of 8, in units of their scale; those beyond the last column
-/// mean nothing. The words are read once for all of them.
+/// The weights of eight columns of `row` from `col` on, a multiple of 8, in units of their scale; those beyond the last
+/// column are arbitrary. The words are read once for all of them.
 #[cube]
 pub(super) fn eight(
     codes: &Tensor<u32>,
@@ -70,13 +70,13 @@ pub(super) fn eight(
 #[cube]
 fn field(low: u32, high: u32, shift: u32, #[comptime] width: u32) -> u32 {
     let mask = comptime!((1u32 << width) - 1);
-    // A shift by 32 is not defined; where `shift` is 0, nothing of the second word is wanted.
+    // A shift by 32 is not defined; where `shift` is 0, the second word is not needed.
     let kept = high & ((1u32 << shift) - 1u32);
     ((low >> shift) | (kept << ((32u32 - shift) % 32u32))) & mask
 }
 
-/// The field of `width` bits at bit `offset` behind word `start`, in `words` words. Words and bits are kept apart: the bits of
-/// a large table are more than 32-bit offsets can count.
+/// The field of `width` bits at bit `offset` behind word `start`, in `words` words. Words and bits are kept apart: the
+/// bits of a large table are more than 32-bit offsets can count.
 #[cube]
 fn read(codes: &Tensor<u32>, start: usize, offset: usize, #[comptime] words: usize, #[comptime] width: u32) -> u32 {
     let word = start + offset / 32;
@@ -138,8 +138,8 @@ fn single_of(mixed: u32) -> f32 {
     f32::cast_from((pairs & 0xFFFFu32) + (pairs >> 16u32)) - 510.0
 }
 
-/// Eight weights of one row from column `col` on, a multiple of 8, where a tile has as many columns or more: their windows
-/// lie in three words.
+/// Eight weights of one row from column `col` on, a multiple of 8, where a tile has as many columns or more: their
+/// windows lie in three words.
 #[cube]
 fn trellis_eight(
     codes: &Tensor<u32>,
@@ -166,7 +166,7 @@ fn trellis_eight(
     let first = codes[base + word];
     let second = codes[base + (word + 1) % words];
     let low = field32(first, second, shift);
-    // Beyond 32 bits only four bits a weight, and fives of bits, go.
+    // Only with one weight a step can the windows need more than 32 bits.
     let high = if comptime!((steps - 1) * bits + layout.window as usize > 32) {
         field32(second, codes[base + (word + 2) % words], shift)
     } else {

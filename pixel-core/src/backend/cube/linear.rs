@@ -1,5 +1,5 @@
-//! `y = x · Wᵀ`, the weights decoded in registers: `WIDTH` units share an output row, each weight is decoded once for up to
-//! `BATCH` rows of `x`, and sums are in f32.
+//! `y = x · Wᵀ`, the weights decoded in registers: `WIDTH` units share an output row, each weight is decoded once for
+//! up to `BATCH` rows of `x`, and sums are in f32.
 
 use super::{Weight, decode, empty_like};
 use crate::codec::CodecLayout;
@@ -44,7 +44,8 @@ fn linear_kernel<F: Float>(
 ) {
     let d_input = comptime!(layout.shape().d_input());
     let d_output = comptime!(layout.shape().d_output());
-    // Cubes in one row, which the launcher spreads over the axes as the device's limits ask: some may be beyond the end.
+    // Cubes in one row, which the launcher spreads over the axes as the device's limits ask: some may be beyond the
+    // end.
     let row_blocks = comptime!(d_output.div_ceil(ROWS as usize));
     let batch = x.shape(0);
     let tiles = (batch + comptime!(tile - 1)) / tile;

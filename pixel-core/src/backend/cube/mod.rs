@@ -1,7 +1,7 @@
 //! CubeCL kernels, one source for wgpu, Vulkan, Metal, CUDA and cubecl-cpu.
 //!
-//! [`decode`] reads one weight from the codes; [`synthesize`], [`linear`] and [`rotate`] are built on it. Codes, scales and
-//! dictionary are read as they are stored; weights exist in registers alone.
+//! [`decode`] reads one weight from the codes; [`synthesize`], [`linear`] and [`rotate`] are built on it. Codes, scales
+//! and dictionary are read as they are stored; weights exist in registers alone.
 
 mod decode;
 mod linear;
@@ -10,7 +10,7 @@ mod synthesize;
 
 use super::{Direction, PixelBackend};
 use crate::codec::CodecLayout;
-use crate::rotation::Rotation;
+use crate::math::rotation::Rotation;
 use crate::synthesis::Arithmetic;
 use burn::backend::TensorMetadata;
 use burn::backend::ops::IntTensorOps;
@@ -78,7 +78,7 @@ impl Bound {
     }
 }
 
-/// A weight whose tensors are what its layout says. A kernel that read others would give wrong weights in silence.
+/// A weight whose tensors are what its layout says. A kernel that read others would silently give wrong weights.
 struct Weight {
     codes: CubeTensor,
     scales: CubeTensor,
@@ -109,7 +109,7 @@ impl Weight {
         }
     }
 
-    /// An F32 tensor beside the weight.
+    /// An F32 tensor in addition to the weight's.
     fn empty(&self, shape: Shape) -> CubeTensor {
         empty_like(&self.scales, shape, DType::F32)
     }

@@ -1,9 +1,9 @@
-//! `x · Q` and `x · Qᵀ` with `Q = diag(±1)·(M ⊗ H_b)/√n`: the Hadamard matrix of runs of `b` values as a fast transform in
-//! shared memory, and what is left, `M = R_m ⊗ H`, `[n/b, n/b]`, as a product, where it is more than one.
+//! `x · Q` and `x · Qᵀ` with `Q = diag(±1)·(M ⊗ H_b)/√n`: the Hadamard matrix of runs of `b` values as a fast transform
+//! in shared memory, and the remaining factor, `M = R_m ⊗ H`, `[n/b, n/b]`, as a product, where it is more than one.
 
 use super::{Bound, empty_like};
 use crate::backend::Direction;
-use crate::rotation::Rotation;
+use crate::math::rotation::Rotation;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
@@ -99,7 +99,8 @@ fn hadamard_kernel<I: Float, O: Float>(
     }
 }
 
-/// `out[i·run + j] = Σ_k M[i][k] · x[k·run + j]` in every row, with `M[i][k] = cas(i'k')·(−1)^⟨i″, k″⟩` where `i = i'·h + i″`.
+/// `out[i·run + j] = Σ_k M[i][k] · x[k·run + j]` in every row, with `M[i][k] = cas(i'k')·(−1)^⟨i″, k″⟩` where
+/// `i = i'·h + i″`.
 #[cube(launch)]
 fn mix_kernel<I: Float, O: Float>(
     x: &Tensor<I>,

@@ -37,7 +37,7 @@ fn some_rows_kernel(
     if ABSOLUTE_POS >= out.len() {
         terminate!();
     }
-    // A row that is not there must not read beyond the codes.
+    // A missing row must not read beyond the codes.
     let row = min(rows[ABSOLUTE_POS / width] as u32, last) as usize;
     out[ABSOLUTE_POS] = decode::weight(codes, scales, dictionary, row, ABSOLUTE_POS % width, layout);
 }

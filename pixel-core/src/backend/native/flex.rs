@@ -3,7 +3,7 @@
 use super::{from_f32, in_f32, rotate_rows, row_numbers};
 use crate::backend::{Direction, PixelBackend, definition};
 use crate::codec::CodecLayout;
-use crate::rotation::Rotation;
+use crate::math::rotation::Rotation;
 use crate::synthesis::{Arithmetic, PatternSlices};
 use burn::backend::TensorMetadata;
 use burn::backend::ops::IntTensorOps;

@@ -84,12 +84,13 @@ pub(super) fn agree_with_finite_differences(device: &Device, case: &Case) {
         let slope = dot(gradient, &direction);
         // Rounding of the loss over the step, and the curvature of a product of three.
         let scale = norm(gradient) * norm(&direction);
-        assert!((difference - slope).abs() <= 5e-3 * scale, "{which}: {difference} for {slope}, scale {scale}");
+        let is_close = approx::abs_diff_eq!(difference, slope, epsilon = 5e-3 * scale);
+        assert!(is_close, "{which}: {difference} for {slope}, scale {scale}");
     }
 }
 
-/// `Σ g·(x·Wᵀ)` through the split product, and through the dense weight with its columns replaced: the same gradients of
-/// activations, scales and values.
+/// `Σ g·(x·Wᵀ)` through the split product, and through the dense weight with its columns replaced: the same gradients
+/// of activations, scales and values.
 pub(super) fn of_protected_columns(device: &Device, spec: &str) {
     let case = Case { protect: 3, ..Case::new(spec, 19, 22) };
     let device = device.clone().autodiff();
@@ -150,5 +151,17 @@ pub(super) fn of_rows_add_up(device: &Device) {
     };
     let (once, twice) = (gradient(&[4]), gradient(&[4, 2, 4]));
     assert!(once[4] != 0.0 && once[2] == 0.0 && twice[2] != 0.0);
-    assert!((twice[4] - 2.0 * once[4]).abs() <= 1e-5 * once[4].abs());
+    approx::assert_abs_diff_eq!(twice[4], 2.0 * once[4], epsilon = 1e-5 * once[4].abs());
+}
+
+/// Products in training are those in f32, whatever arithmetic is asked for.
+pub(super) fn are_of_products_in_f32(device: &Device, spec: &str) {
+    let case = Case::new(spec, 64, 256);
+    let packed = case.packed();
+    let product = |device: &Device, arithmetic| {
+        let weight = PatternTensors::new(&packed, device).unwrap().with_arithmetic(arithmetic);
+        host(weight.linear(case.activations(device).1))
+    };
+    let trained = product(&device.clone().autodiff(), Arithmetic::Integer);
+    assert_same(spec, &trained, &product(device, Arithmetic::F32));
 }

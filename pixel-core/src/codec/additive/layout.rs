@@ -9,16 +9,16 @@ use std::ops::Range;
 /// Rows of a strip.
 pub const STRIP: usize = 32;
 
-/// Bytes that hold the codes of one sub-dictionary for one group in all rows of a strip: the lower nibble of byte `i` is
-/// row `i`, the higher one row `i + 16`.
+/// Bytes that hold the codes of one sub-dictionary for one group in all rows of a strip: the lower nibble of byte `i`
+/// is row `i`, the higher one row `i + 16`.
 pub const FIELD_BYTES: usize = STRIP / 2;
 
 /// Fields that fill a register of 512 bits; a strip has a multiple of it.
 pub const QUAD: usize = 4;
 
-/// The codes of one weight: `[strips, fields, 16]` bytes, one field for each group and sub-dictionary. What one table of 16
-/// values is looked up for lies together: 32 rows in one register of 128 bits. Nibbles of rows and fields beyond the last are
-/// zero. The dictionary is `[sub_dictionaries, 16, 8]`.
+/// The codes of one weight: `[strips, fields, 16]` bytes, one field for each group and sub-dictionary. All lookups into
+/// one table of 16 values lie together: 32 rows in one register of 128 bits. Nibbles of rows and fields beyond the last
+/// are zero. The dictionary is `[sub_dictionaries, 16, 8]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AdditiveLayout {
     /// The weight.
@@ -33,7 +33,7 @@ impl AdditiveLayout {
         self.shape.d_input().div_ceil(GROUP)
     }
 
-    /// Fields of a strip that mean something.
+    /// Fields of a strip without padding.
     pub const fn fields(&self) -> usize {
         self.groups() * self.sub_dictionaries
     }

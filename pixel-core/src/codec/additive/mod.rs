@@ -87,6 +87,7 @@ impl CodecFamily for Additive {
             default: 16,
             min: 1,
             max: MAX_BEAM as u32,
+            search_only: true,
             help: "sums of patterns that the search keeps; more are slower and closer",
         }]
     }
@@ -142,10 +143,6 @@ impl Codec for AdditiveCodec {
         GROUP
     }
 
-    fn band_height(&self, _shape: Shape) -> usize {
-        1
-    }
-
     fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> Box<dyn BlockEncoder + 'a> {
         let shape = weight.shape();
         let edge = match shape.d_input() % GROUP {
@@ -154,11 +151,6 @@ impl Codec for AdditiveCodec {
         };
         let words = vec![0; shape.d_output() * self.stored(shape).row_words()];
         Box::new(Encoder { codec: self, shape, edge, words })
-    }
-
-    fn decode_band(&self, shape: Shape, codes: &Codes, band: usize, rows: &mut [f32]) {
-        let patterns = self.dictionary.as_flattened().as_flattened();
-        self.stored(shape).decode_row(codes.streams[0].words(), patterns, band, rows);
     }
 
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32 {

@@ -1,6 +1,6 @@
 //! The search: which pattern of each sub-dictionary, so that their sum is nearest to a group.
 //!
-//! For a group `x` and patterns `P_m[c]`, half the squared error less the constant `½‖x‖²` is
+//! For a group `x` and patterns `P_m[c]`, half the squared error minus the constant `½‖x‖²` is
 //!
 //! ```text
 //! Σ_m ( ½‖P_m[c_m]‖² − x·P_m[c_m] )  +  Σ_{m' < m} P_m'[c_m']·P_m[c_m]
@@ -22,7 +22,7 @@
 //! and the beam.
 
 use super::{GROUP, MAX_SUB_DICTIONARIES, PATTERNS, Patterns, nibble};
-use crate::simd::{Simd, for_every_level};
+use crate::math::simd::{Simd, for_every_level};
 
 /// The widest beam.
 pub const MAX_BEAM: usize = 64;
@@ -44,7 +44,7 @@ for_every_level! {
     }
 }
 
-/// What the search knows of one sub-dictionary `m`.
+/// The tables for one sub-dictionary `m`.
 #[derive(Debug, Clone)]
 struct Stage {
     /// Weight `j` of every pattern, `[GROUP]`.
@@ -119,7 +119,7 @@ impl Search {
                 let cost: f32 = path.cost + costs_first[c];
                 std::array::from_fn::<f32, PATTERNS, _>(|d| pairs[c][d] + (cost + costs_second[d]))
             };
-            // Few paths hold a pair that is good enough: the minima, which are vector instructions, sort them out.
+            // Few paths hold a pair that is good enough: the minima, which are vector instructions, find them.
             let mut lowest = [f32::INFINITY; PATTERNS];
             for c in 0..PATTERNS {
                 for (low, cost) in lowest.iter_mut().zip(row(c)) {
@@ -232,7 +232,7 @@ fn dot(a: &[f32; GROUP], b: &[f32; GROUP]) -> f32 {
 mod tests {
     use super::super::dictionary::{sub_dictionaries, to_weights};
     use super::*;
-    use crate::simd::SimdLevel;
+    use crate::math::simd::SimdLevel;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
     use rand_distr::StandardNormal;

@@ -1,6 +1,6 @@
 //! Where the codes of a weight lie in a file.
 
-use super::{GROUP, decode_group};
+use super::GROUP;
 use crate::codec::bits::{read_bits, write_bits};
 use crate::matrix::Shape;
 
@@ -17,7 +17,7 @@ impl StoredRows {
         4 * self.sub_dictionaries
     }
 
-    /// Bits of a row that mean something.
+    /// Bits of a row without padding.
     pub(super) const fn row_bits(self) -> usize {
         self.shape.d_input().div_ceil(GROUP) * self.group_bits()
     }
@@ -36,12 +36,5 @@ impl StoredRows {
     pub(super) fn write(self, words: &mut [u32], row: usize, group: usize, codes: u32) {
         let words = &mut words[row * self.row_words()..];
         write_bits(words, group * self.group_bits(), self.group_bits() as u32, codes);
-    }
-
-    /// Decodes row `row`, `[d_input]`.
-    pub(super) fn decode_row(self, words: &[u32], dictionary: &[f32], row: usize, values: &mut [f32]) {
-        for (g, group) in values.chunks_mut(GROUP).enumerate() {
-            group.copy_from_slice(&decode_group(self.read(words, row, g), dictionary)[..group.len()]);
-        }
     }
 }

@@ -2,9 +2,12 @@
 
 use super::layout::Layout;
 use super::patterns::{Patterns, Tables, halvings};
+use super::universal::Universal;
 use crate::codec::bits::{Field, write_bits};
 use crate::matrix::TileGrid;
+use crate::patterns::computed_values;
 use half::f16;
+use std::sync::Arc;
 
 /// The codes of one weight, `[tile_rows, band_words]`. A weight is a sum over terms `k` of
 ///
@@ -14,7 +17,7 @@ use half::f16;
 /// ```
 ///
 /// so the dictionary holds the gains, the ladder, the base and learned patterns, and the inverse norms of the computed
-/// ones, `v` being the integers of [`computed_pattern`](crate::dictionary::computed_pattern).
+/// ones, `v` being the integers of [`computed_pattern`](crate::patterns::computed_pattern).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MatchingLayout {
     layout: Layout,
@@ -36,8 +39,13 @@ pub enum PatternValue {
 }
 
 impl MatchingLayout {
-    pub(super) fn new(layout: Layout, patterns: &Patterns) -> Self {
-        Self { layout, base: patterns.base() }
+    pub(super) fn new(layout: Layout, universal: &Universal) -> Self {
+        Self { layout, base: universal.base() }
+    }
+
+    /// The patterns that belong to no weight.
+    pub(crate) fn universal(&self) -> Arc<Universal> {
+        Universal::of(&self.layout)
     }
 
     /// The tiles.
@@ -174,29 +182,20 @@ impl MatchingLayout {
     }
 
     /// Decodes band `band` into `rows`, `[rows of the band, d_input]`.
-    pub(crate) fn decode_band(&self, words: &[u32], dictionary: &[f32], band: usize, rows: &mut [f32]) {
+    pub(crate) fn decode_band(
+        &self,
+        universal: &Universal,
+        words: &[u32],
+        dictionary: &[f32],
+        band: usize,
+        rows: &mut [f32],
+    ) {
         let (layout, tile) = (&self.layout, self.layout.grid.tile);
-        let universal = Patterns::of(layout, &[]);
         let words = &words[band * self.band_words()..][..self.band_words()];
         let (mut terms, mut values) = (vec![0; layout.terms], vec![0.0; tile.len()]);
         for tile_col in 0..layout.grid.tile_cols() {
-            let gain = dictionary[layout.read(words, tile_col, &mut terms) as usize];
-            values.fill(0.0);
-            for (k, &term) in terms.iter().enumerate() {
-                let (part, index, code) = (k % layout.parts, layout.index(term), term >> layout.index_bits);
-                let sign = if code & 1 == 0 { 1.0 } else { -1.0 };
-                let scale = gain * dictionary[self.ladder_start() + k] * sign * halvings(code >> 1);
-                match self.value(part, index, 0) {
-                    PatternValue::Nothing => {}
-                    PatternValue::Stored(at) => {
-                        values.iter_mut().zip(&dictionary[at..]).for_each(|(out, value)| *out += scale * value);
-                    }
-                    PatternValue::Computed { inverse_norm } => {
-                        let (scale, integers) = (scale * dictionary[inverse_norm], universal.integers(k, index));
-                        values.iter_mut().zip(integers).for_each(|(out, value)| *out += scale * f32::from(*value));
-                    }
-                }
-            }
+            let gain = layout.read(words, tile_col, &mut terms);
+            self.decode_tile(universal, dictionary, gain, &terms, &mut values);
             let start = tile_col * tile.cols;
             for (row, values) in rows.chunks_exact_mut(layout.grid.shape.d_input()).zip(values.chunks_exact(tile.cols))
             {
@@ -205,17 +204,69 @@ impl MatchingLayout {
             }
         }
     }
+
+    /// Writes the tile that `gain` and `terms` stand for.
+    pub(super) fn decode_tile(
+        &self,
+        universal: &Universal,
+        dictionary: &[f32],
+        gain: u32,
+        terms: &[u32],
+        tile: &mut [f32],
+    ) {
+        tile.fill(0.0);
+        for (k, &term) in terms.iter().enumerate() {
+            let (part, index) = (k % self.layout.parts, self.layout.index(term));
+            let scale = self.scale(dictionary, gain, k, term);
+            match self.value(part, index, 0) {
+                PatternValue::Nothing => {}
+                PatternValue::Stored(at) => {
+                    tile.iter_mut().zip(&dictionary[at..]).for_each(|(out, value)| *out += scale * value);
+                }
+                PatternValue::Computed { inverse_norm } => {
+                    let (scale, integers) = (scale * dictionary[inverse_norm], universal.integers(k, index));
+                    tile.iter_mut().zip(integers).for_each(|(out, value)| *out += scale * f32::from(*value));
+                }
+            }
+        }
+    }
+
+    /// `±2^−m · D[gain] · D[ladder_k]` of term `k`.
+    fn scale(&self, dictionary: &[f32], gain: u32, k: usize, term: u32) -> f32 {
+        let code = term >> self.layout.index_bits;
+        let sign = if code & 1 == 0 { 1.0 } else { -1.0 };
+        dictionary[gain as usize] * dictionary[self.ladder_start() + k] * sign * halvings(code >> 1)
+    }
+
+    /// The value at `place` of a tile by itself, as the definition has it: term after term, its scale first.
+    pub(super) fn decode_value(&self, dictionary: &[f32], gain: u32, terms: &[u32], place: usize) -> f32 {
+        let mut integers = vec![0.0; self.layout.grid.tile.len()];
+        let term = |(k, &term): (usize, &u32)| {
+            let (part, index) = (k % self.layout.parts, self.layout.index(term));
+            let scale = self.scale(dictionary, gain, k, term);
+            match self.value(part, index, place) {
+                PatternValue::Nothing => 0.0,
+                PatternValue::Stored(at) => scale * dictionary[at],
+                PatternValue::Computed { inverse_norm } => {
+                    computed_values(part as u16, index as u16, &mut integers);
+                    scale * dictionary[inverse_norm] * integers[place]
+                }
+            }
+        };
+        terms.iter().enumerate().map(term).fold(0.0, |sum, value| sum + value)
+    }
 }
 
 /// The dictionary of a weight, in the order of [`MatchingLayout`].
 pub(super) fn dictionary(layout: &Layout, patterns: &Patterns) -> Vec<f32> {
     let tables = Tables::new(layout);
-    let form = MatchingLayout::new(*layout, patterns);
+    let form = MatchingLayout { layout: *layout, base: patterns.base() };
+    let universal = form.universal();
     let base = (1..=form.base).flat_map(|index| patterns.pattern(0, index).iter().copied());
     let computed = form.stored() + 1..form.patterns();
     let norms = (0..form.parts()).flat_map(|part| computed.clone().map(move |index| (part, index)));
     let inverse_norm = |(part, index)| {
-        let squares: i64 = patterns.integers(part, index).iter().map(|v| i64::from(*v).pow(2)).sum();
+        let squares: i64 = universal.integers(part, index).iter().map(|v| i64::from(*v).pow(2)).sum();
         (1.0 / (squares as f64).sqrt()) as f32
     };
     let norms = norms.map(inverse_norm);

@@ -15,7 +15,7 @@ const MIN_GAIN_BITS: u32 = 4;
 /// … and steps of 2 % at most, on eight octaves.
 const MAX_GAIN_BITS: u32 = 8;
 
-/// What was asked for.
+/// The requested options.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parameters {
     bits: f64,
@@ -40,22 +40,17 @@ impl Parameters {
         let (tile, needed) = (parameters.tile, MIN_GAIN_BITS + parameters.scale_bits.max(1) + 1);
         let budget = (bits * (tile * tile) as f64) as u32;
         if tile > 0 && budget < needed {
-            return Err(range("tile", tile, format!("what holds one term of {needed} bits at {bits} bits per weight")));
+            return Err(ConfigError::Tile { tile, bits, available: budget, needed });
         }
         let half = 1usize << (parameters.index_bits - 1);
-        if parameters.learned > half {
-            return Err(range("learned", parameters.learned, format!("0..={half}, half of the patterns")));
-        }
+        // Half of the patterns at most.
+        ConfigError::range("learned", parameters.learned, 0..=half)?;
         Ok(parameters)
     }
 
     fn tile(&self, shape: Shape) -> TileShape {
         if self.tile == 0 { whole(shape) } else { clipped(self.tile, shape) }
     }
-}
-
-fn range(field: &'static str, value: usize, range: String) -> ConfigError {
-    ConfigError::Range { field, value: value.to_string(), range }
 }
 
 /// A square tile; where the matrix is narrower or lower than the tile, the other side grows to keep the number of
@@ -79,8 +74,8 @@ fn whole(shape: Shape) -> TileShape {
 /// The bits of every tile of a weight.
 ///
 /// With `budget` = ⌊bits · tile_len⌋: `index_bits` from the option, less where a single term would not fit or the
-/// dictionary not into memory; `terms` = ⌊(budget − 4) / (index_bits + scale_bits)⌋, at least 1; `gain_bits` what is
-/// left of the budget, 4 to 8. Only a weight smaller than a tile can exceed its budget.
+/// dictionary not into memory; `terms` = ⌊(budget − 4) / (index_bits + scale_bits)⌋, at least 1; `gain_bits` the rest
+/// of the budget, 4 to 8. Only a weight smaller than a tile can exceed its budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Layout {
     pub(super) grid: TileGrid,
@@ -223,6 +218,6 @@ mod tests {
     fn a_tile_without_room_for_a_term_is_refused() {
         let options: Options = [("tile", 2), ("patterns", 9)].map(|(name, value)| (name.to_owned(), value)).into();
         let message = Parameters::new(1.0, &options).unwrap_err().to_string();
-        assert!(message.contains("tile = 2 is outside what holds one term of 6 bits"), "{message}");
+        assert_eq!(message, "tile = 2 holds 4 bits at 1 bits per weight, a term takes 6");
     }
 }

@@ -1,10 +1,10 @@
-//! The patterns and the scales that a tile's bits stand for.
+//! The patterns and the scales that a tile's bits select.
 
 use super::layout::Layout;
-use crate::dictionary::{base_patterns, computed_pattern, computed_values, similarities, transposed};
-use crate::matrix::TileShape;
+use super::universal::Universal;
+use crate::patterns::{similarities, transposed};
 use half::f16;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 /// Gains and ladder of a layout.
 ///
@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 /// ladder(k) = ((tile_len − η·b) / (tile_len + η·b))^k       b = index_bits + 1, η = 0.28, at least (1/4)^k
 /// ```
 ///
-/// The fraction is 2^(−0.81·b/tile_len) without a logarithm: what a pick of `b` bits leaves of a Gaussian tile, 2^(−b/tile_len)
-/// by Shannon's bound, less what a finite dictionary misses. η was measured: .27 to .31 differ by 1 %.
+/// The fraction is 2^(−0.81·b/tile_len) without a logarithm: the residual of a Gaussian tile after a pick of `b` bits,
+/// 2^(−b/tile_len) by Shannon's bound, minus what a finite dictionary misses. η was measured: .27 to .31 differ by 1 %.
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) gains: Vec<f32>,
@@ -43,7 +43,7 @@ impl Tables {
         if code & 1 == 0 { magnitude } else { -magnitude }
     }
 
-    /// The share of a Gaussian tile's norm that its first pattern explains: what the ladder's fall leaves.
+    /// The share of a Gaussian tile's norm that its first pattern explains, as the ratio of the ladder implies.
     pub(super) fn first_share(layout: &Layout) -> f64 {
         (1.0 - fall(layout) * fall(layout)).sqrt()
     }
@@ -55,89 +55,8 @@ fn fall(layout: &Layout) -> f64 {
     ((tile_len - b) / (tile_len + b)).max(0.25)
 }
 
-/// What dictionaries that are not in use may take: one for each rate, or tile of small weights, in use at a time.
-pub(super) const KEPT_BYTES: usize = 32 << 20;
-
-/// Which dictionary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Key {
-    tile: TileShape,
-    index_bits: u32,
-    parts: usize,
-}
-
-/// The patterns that belong to no weight. Part p holds, by index: nothing; the base patterns, as many as fit into a
-/// quarter of it; and computed patterns of part p.
-#[derive(Debug)]
-struct Universal {
-    key: Key,
-    /// `[parts, patterns, tile_len]`.
-    rows: Vec<f32>,
-    /// `[parts, tile_len, patterns]`.
-    columns: OnceLock<Vec<f32>>,
-    /// The computed patterns before the division by their norm, `[parts, patterns, tile_len]`, at every index. Only kernels
-    /// need them.
-    integers: OnceLock<Vec<i8>>,
-    /// Base patterns of each part.
-    base: usize,
-}
-
-impl Universal {
-    fn new(key: Key) -> Self {
-        let (len, patterns) = (key.tile.len(), 1usize << key.index_bits);
-        let mut base = base_patterns(key.tile);
-        base.truncate(patterns / 4);
-        let mut rows = vec![0.0; key.parts * patterns * len];
-        for (part, rows) in rows.chunks_exact_mut(patterns * len).enumerate() {
-            for (index, row) in rows.chunks_exact_mut(len).enumerate().skip(1) {
-                match base.get(index - 1) {
-                    Some((_, pattern)) => row.copy_from_slice(pattern),
-                    None => computed_pattern(part as u16, index as u16, row),
-                }
-            }
-        }
-        Self { key, rows, columns: OnceLock::new(), integers: OnceLock::new(), base: base.len() }
-    }
-
-    /// The dictionary, shared by all weights that have the same one; the last few are kept.
-    fn shared(key: Key) -> Arc<Self> {
-        static KNOWN: Mutex<Vec<Arc<Universal>>> = Mutex::new(Vec::new());
-        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = match known.iter().position(|entry| entry.key == key) {
-            Some(place) => known.remove(place),
-            None => Arc::new(Self::new(key)),
-        };
-        known.insert(0, Arc::clone(&found));
-        let mut kept = 0;
-        known.retain(|entry| {
-            // With the transpose. The newest stays whatever its size.
-            let fits = kept == 0 || kept + 8 * entry.rows.len() <= KEPT_BYTES;
-            kept += 8 * entry.rows.len();
-            fits
-        });
-        found
-    }
-
-    fn integers(&self) -> &[i8] {
-        self.integers.get_or_init(|| {
-            let (len, patterns) = (self.key.tile.len(), 1usize << self.key.index_bits);
-            let mut values = vec![0.0; len];
-            let mut integers = Vec::with_capacity(self.rows.len());
-            for at in 0..self.key.parts * patterns {
-                computed_values((at / patterns) as u16, (at % patterns) as u16, &mut values);
-                integers.extend(values.iter().map(|value| *value as i8));
-            }
-            integers
-        })
-    }
-
-    fn columns(&self) -> &[f32] {
-        let (len, patterns) = (self.key.tile.len(), 1usize << self.key.index_bits);
-        self.columns.get_or_init(|| self.rows.chunks_exact(patterns * len).flat_map(|p| transposed(p, len)).collect())
-    }
-}
-
-/// All patterns of one weight: the universal ones, after whose base patterns the weight's learned ones stand in every part.
+/// All patterns of one weight: the universal ones, after whose base patterns the weight's learned ones stand in every
+/// part.
 #[derive(Debug)]
 pub(super) struct Patterns {
     universal: Arc<Universal>,
@@ -150,17 +69,17 @@ pub(super) struct Patterns {
 }
 
 impl Patterns {
-    pub(super) fn of(layout: &Layout, learned: &[f16]) -> Self {
-        let (tile, index_bits, parts) = (layout.grid.tile, layout.index_bits, layout.parts);
-        let (len, unit) = (tile.len(), 1.0 / (tile.len() as f64).sqrt());
+    /// The patterns of a weight with those that it has `learned`, as they are stored.
+    pub(super) fn new(universal: Arc<Universal>, layout: &Layout, learned: &[f16]) -> Self {
+        let len = layout.grid.tile.len();
+        let unit = 1.0 / (len as f64).sqrt();
         let learned: Vec<f32> = learned.iter().map(|value| (value.to_f64() * unit) as f32).collect();
-        let universal = Universal::shared(Key { tile, index_bits, parts });
         Self { universal, len, count: layout.patterns(), learned, learned_columns: OnceLock::new() }
     }
 
     /// Base patterns of each part.
     pub(super) fn base(&self) -> usize {
-        self.universal.base
+        self.universal.base()
     }
 
     /// The stored patterns, `[learned, tile_len]`.
@@ -168,34 +87,25 @@ impl Patterns {
         &self.learned
     }
 
-    /// Computed pattern `index` of the part that term `term` picks from, before the division by its norm.
-    pub(super) fn integers(&self, term: usize, index: usize) -> &[i8] {
-        let part = term % self.universal.key.parts;
-        &self.universal.integers()[(part * self.count + index) * self.len..][..self.len]
-    }
-
     /// Pattern `index` of the part that term `term` picks from.
     pub(super) fn pattern(&self, term: usize, index: usize) -> &[f32] {
-        let learned = index.wrapping_sub(1 + self.universal.base);
+        let learned = index.wrapping_sub(1 + self.base());
         if let Some(pattern) = self.learned.chunks_exact(self.len).nth(learned) {
             return pattern;
         }
-        let part = term % self.universal.key.parts;
-        &self.universal.rows[(part * self.count + index) * self.len..][..self.len]
+        self.universal.pattern(term, index)
     }
 
     /// Inner products of `tiles` `[T, tile_len]` with every pattern of the term's part, `[T, patterns]`.
     pub(super) fn similarities(&self, term: usize, tiles: &[f32], scratch: &mut Vec<f32>, out: &mut [f32]) {
-        let part = term % self.universal.key.parts;
-        let part_len = self.count * self.len;
-        similarities(tiles, self.len, &self.universal.columns()[part * part_len..][..part_len], out);
+        similarities(tiles, self.len, self.universal.columns(term), out);
         let learned = self.learned.len() / self.len;
         if learned > 0 {
             scratch.resize(tiles.len() / self.len * learned, 0.0);
             let columns = self.learned_columns.get_or_init(|| transposed(&self.learned, self.len));
             similarities(tiles, self.len, columns, scratch);
             for (out, found) in out.chunks_exact_mut(self.count).zip(scratch.chunks_exact(learned)) {
-                out[1 + self.universal.base..][..learned].copy_from_slice(found);
+                out[1 + self.base()..][..learned].copy_from_slice(found);
             }
         }
     }
@@ -224,6 +134,8 @@ mod tests {
     use crate::codec::Options;
     use crate::codec::matching::layout::Parameters;
     use crate::matrix::Shape;
+    use crate::patterns::{base_patterns, computed_pattern};
+    use approx::assert_abs_diff_eq;
 
     fn layout(patterns: u32) -> Layout {
         let options: Options =
@@ -235,7 +147,7 @@ mod tests {
     fn gains_span_eight_octaves_around_the_norm_of_a_tile() {
         let gains = Tables::new(&layout(9)).gains;
         assert_eq!((gains.len(), gains[0], gains[128]), (256, 0.5, 8.0));
-        assert!((gains[32] - 1.0).abs() < 1e-6, "{}", gains[32]);
+        assert_abs_diff_eq!(gains[32], 1.0, epsilon = 1e-6);
     }
 
     #[test]
@@ -243,14 +155,14 @@ mod tests {
         let ladder = Tables::new(&layout(9)).ladder;
         assert_eq!((ladder.len(), ladder[0]), (12, 1.0));
         // (64 − 2.8) / (64 + 2.8)
-        assert!((ladder[1] - 61.2 / 66.8).abs() < 1e-6);
+        assert_abs_diff_eq!(ladder[1], 61.2 / 66.8, epsilon = 1e-6);
     }
 
     #[test]
     fn a_part_starts_with_nothing_then_base_then_learned_then_computed() {
         let layout = layout(9);
         let learned = vec![f16::ONE; 64];
-        let patterns = Patterns::of(&layout, &learned);
+        let patterns = Patterns::new(Universal::of(&layout), &layout, &learned);
         let base = base_patterns(layout.grid.tile);
         assert_eq!(patterns.pattern(3, 0), [0.0; 64]);
         assert_eq!(patterns.pattern(3, 1), base[0].1);
@@ -264,16 +176,14 @@ mod tests {
     #[test]
     fn a_tile_is_the_sum_of_its_scaled_patterns() {
         let layout = layout(9);
-        let (patterns, tables) = (Patterns::of(&layout, &[]), Tables::new(&layout));
+        let (patterns, tables) = (Patterns::new(Universal::of(&layout), &layout, &[]), Tables::new(&layout));
         // Gain 128 is 8; term 0 is +identity, term 1 is −identity, the rest nothing.
         let mut terms = [0; 12];
         (terms[0], terms[1]) = (1, 1 | 1 << 9);
         let mut tile = [9.0; 64];
         patterns.synthesize(&layout, &tables, 128, &terms, &mut tile);
         let diagonal = 8.0 * 0.125f32.sqrt() * (1.0 - 61.2 / 66.8);
-        for (i, value) in tile.iter().enumerate() {
-            let expected = if i / 8 == i % 8 { diagonal } else { 0.0 };
-            assert!((value - expected).abs() < 1e-5, "{i}: {value}");
-        }
+        let expected: [f32; 64] = std::array::from_fn(|i| if i / 8 == i % 8 { diagonal } else { 0.0 });
+        assert_abs_diff_eq!(tile.as_slice(), expected.as_slice(), epsilon = 1e-5);
     }
 }

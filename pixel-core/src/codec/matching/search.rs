@@ -2,9 +2,10 @@
 
 use super::layout::Layout;
 use super::patterns::{Patterns, Tables, halvings};
-use crate::dictionary::{dot, norm};
+use crate::patterns::{dot, norm};
 
-/// Extra gain over the share that the first pick explains on average: picks vary, and a scale too small leaves more.
+/// Extra gain over the share that the first pick explains on average: picks vary, and a scale that is too small leaves
+/// a larger residual.
 const GAIN_FACTOR: f64 = 1.05;
 /// A first match this much stronger than a Gaussian tile's is structure: the gain then follows the match.
 const STRUCTURE: f32 = 1.5;
@@ -24,7 +25,7 @@ pub(super) struct Search<'a> {
     decoded: Vec<f32>,
 }
 
-/// The partial sums that are kept: what each leaves of the tile, and its terms.
+/// The partial sums that are kept: the residual of each, and its terms.
 #[derive(Default)]
 struct Sums {
     /// `[count, tile_len]`.
@@ -107,7 +108,7 @@ impl<'a> Search<'a> {
         matches.iter().fold(0.0, |most, x| if x.abs() > most { x.abs() } else { most })
     }
 
-    /// What `gain` and `terms` leave of the tile; leaves the decoded tile in `self.decoded`.
+    /// The squared error of `gain` and `terms` on the tile; writes the decoded tile to `self.decoded`.
     fn error(&mut self, tile: &[f32], gain: u32, terms: &[u32]) -> f64 {
         self.patterns.synthesize(self.layout, self.tables, gain, terms, &mut self.decoded);
         tile.iter().zip(&self.decoded).map(|(a, b)| f64::from(*a) - f64::from(*b)).map(|x| x * x).sum()
@@ -121,7 +122,7 @@ impl<'a> Search<'a> {
         if fit > 0.0 { self.nearest_gain(f64::from(self.tables.gains[gain as usize]) * fit / energy) } else { gain }
     }
 
-    /// Picks term after term, keeping the `beam` sums that leave least.
+    /// Picks term after term, keeping the `beam` sums of least error.
     fn pursue(&mut self, tile: &[f32], gain: u32) -> Vec<u32> {
         self.sums.clear();
         self.sums.residuals.extend_from_slice(tile);
@@ -189,7 +190,7 @@ fn least_match(candidates: &[Candidate], beam: usize, error: f32, least: f32) ->
     }
 }
 
-/// Inserts into the sorted list of at most `beam`; among equals the first come stays first.
+/// Inserts into the sorted list of at most `beam`; equals stay in the order of insertion.
 fn keep(candidates: &mut Vec<Candidate>, beam: usize, new: Candidate) {
     let place = candidates.partition_point(|old| old.error.total_cmp(&new.error).is_le());
     if place < beam {
@@ -222,7 +223,8 @@ mod tests {
     fn no_neighbouring_gain_fits_the_terms_better() {
         let options: Options = [("tile", 8), ("patterns", 7)].map(|(name, value)| (name.to_owned(), value)).into();
         let layout = Layout::new(&Parameters::new(2.0, &options).unwrap(), Shape::new(8, 8).unwrap());
-        let (tables, patterns) = (Tables::new(&layout), Patterns::of(&layout, &[]));
+        let universal = crate::codec::matching::Universal::of(&layout);
+        let (tables, patterns) = (Tables::new(&layout), Patterns::new(universal, &layout, &[]));
         let mut search = Search::new(&layout, &tables, &patterns, 2);
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(4);
         for _ in 0..50 {

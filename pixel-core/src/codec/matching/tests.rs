@@ -1,7 +1,7 @@
 //! What the codec promises.
 
 use super::*;
-use crate::codec::CodecSpec;
+use crate::codec::{CodecSpec, decode};
 use crate::matrix::Matrix;
 use proptest::prelude::*;
 use rand::SeedableRng;
@@ -42,15 +42,6 @@ fn round_trip(codec: &dyn Codec, weight: &Matrix) -> (Codes, Matrix) {
         }
     }
     (codes, decoded)
-}
-
-fn decode(codec: &dyn Codec, shape: Shape, codes: &Codes) -> Matrix {
-    let mut decoded = Matrix::zeros(shape);
-    let height = codec.band_height(shape) * shape.d_input();
-    for (band, rows) in decoded.as_mut_slice().chunks_mut(height).enumerate() {
-        codec.decode_band(shape, codes, band, rows);
-    }
-    decoded
 }
 
 fn relative_error(a: &Matrix, b: &Matrix) -> f64 {

@@ -55,8 +55,8 @@ impl TrellisLayout {
         }
     }
 
-    /// Eight weights at a time in as many lanes as there are eights: their windows begin within bits that follow on those
-    /// of the next eight.
+    /// Eight weights at a time in as many lanes as there are eights: their windows begin within bits that follow on
+    /// those of the next eight.
     #[inline(always)]
     fn decode_steps<const WEIGHTS: usize, const BITS: usize>(
         &self,
@@ -89,7 +89,8 @@ impl TrellisLayout {
         }
     }
 
-    /// Decodes columns `columns` of band `band` into `rows`, `[rows of the band, columns]`; the first is that of a tile.
+    /// Decodes columns `columns` of band `band` into `rows`, `[rows of the band, columns]`; the first is that of a
+    /// tile.
     #[inline(always)]
     pub(crate) fn decode_columns(
         &self,

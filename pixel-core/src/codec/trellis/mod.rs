@@ -4,7 +4,7 @@
 //! (see [`patterns`]). `k/V` is the rate. The search over all `2^L` states (Viterbi) picks the bits; see
 //! `docs/format.md` for the layout and `docs/architecture.md` for why the tile is 32 × 8.
 //!
-//! The option `beam` asks for a faster search that loses a little; any bits are a path, so archives know nothing of it.
+//! The option `beam` asks for a faster search that loses a little; any bits are a path, so archives do not record it.
 //! Error over that of the exhaustive search, and speed as a multiple of its speed, at window 16 with AVX-512 VBMI
 //! (131 072 Gaussian weights; processor time of one core, on a machine with other work, so to a tenth or two):
 //!
@@ -20,8 +20,6 @@
 //! Sources: Marcellin and Fischer, *Trellis coded quantization* (1990); Tseng et al., *QTIP* (2024).
 
 mod coarse;
-#[cfg(target_arch = "x86_64")]
-mod coarse_x86_64;
 mod layout;
 pub mod patterns;
 mod viterbi;
@@ -33,8 +31,8 @@ use super::{
     StreamType,
 };
 use crate::error::{ConfigError, FormatError};
+use crate::math::simd::{Simd, SimdLevel};
 use crate::matrix::{MatrixRef, Shape, TileGrid, TileShape};
-use crate::simd::{Simd, SimdLevel};
 use coarse::{BATCH, CoarseSearch, CoarseTables, MAX_BEAM};
 pub use layout::TrellisLayout;
 use patterns::{Hash, Step};
@@ -68,14 +66,18 @@ impl CodecFamily for Trellis {
                 default: 16,
                 min: 8,
                 max: 16,
-                help: "bits of the trellis state; 12 encodes about nine times as fast as 16 for 7 % more error at 2 bits, decoding costs the same",
+                search_only: false,
+                help: "bits of the trellis state; 12 encodes about nine times as fast as 16 for 7 % more error at \
+                       2 bits, decoding costs the same",
             },
             OptionSpec {
                 name: "beam",
                 default: 0,
                 min: 0,
                 max: MAX_BEAM as u32,
-                help: "paths that a faster search keeps, for machines with AVX-512: 4 encodes 1.6 to 2.8 times as fast for 1 % more error, 5 % at 4 bits; 0 is the exhaustive search",
+                search_only: true,
+                help: "paths that a faster search keeps, for machines with AVX-512: 4 encodes 1.6 to 2.8 times as \
+                       fast for 1 % more error, 5 % at 4 bits; 0 is the exhaustive search",
             },
         ]
     }
@@ -160,8 +162,8 @@ impl TrellisCodec {
 }
 
 impl Codec for TrellisCodec {
-    /// The factors are the best of .8, .9, .95, 1 and 1.05 on a Gaussian (at 2 bits the last two tie): at a low rate the
-    /// few values that a tile can take are worth more close to the mean.
+    /// The factors are the best of .8, .9, .95, 1 and 1.05 on a Gaussian (at 2 bits the last two tie): at a low rate
+    /// the few values that a tile can take are worth more close to the mean.
     fn row_scaling(&self) -> RowScaling {
         let bits = self.step.bits as f32 / self.step.weights as f32;
         RowScaling::RootMeanSquare(match bits {
@@ -182,10 +184,6 @@ impl Codec for TrellisCodec {
         tile_grid(shape).tile.cols
     }
 
-    fn band_height(&self, shape: Shape) -> usize {
-        tile_grid(shape).tile.rows
-    }
-
     fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> Box<dyn BlockEncoder + 'a> {
         let grid = tile_grid(weight.shape());
         let search = if self.beam == 0 {
@@ -201,11 +199,6 @@ impl Codec for TrellisCodec {
             search,
             words: vec![0; grid.num_tiles() * self.step.tile_words()],
         })
-    }
-
-    fn decode_band(&self, shape: Shape, codes: &Codes, band: usize, rows: &mut [f32]) {
-        let columns = 0..shape.d_input();
-        self.layout_of(shape).decode_columns(codes.streams[0].words(), &[self.hash.unit()], band, columns, rows);
     }
 
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32 {
@@ -343,11 +336,7 @@ mod tests {
     }
 
     fn decode(codec: &TrellisCodec, shape: Shape, codes: &Codes) -> Vec<f32> {
-        let mut all = vec![0.0; shape.num_weights()];
-        for (band, rows) in all.chunks_mut(codec.band_height(shape) * shape.d_input()).enumerate() {
-            codec.decode_band(shape, codes, band, rows);
-        }
-        all
+        crate::codec::decode(codec, shape, codes).into_vec()
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A window `s` of `L` bits is multiplied by an odd constant, the high half is folded onto the low one, and the fields
 //! of the product are added. A sum of four uniform fields is close to a Gaussian, which is what a rotated weight looks
-//! like. One wrapping 32-bit multiply a step, integers until the last operation: the same on a CPU, in WGSL and in CUDA.
+//! like. One wrapping 32-bit multiply a step, integers until the last operation: the same on a CPU, in WGSL and in
+//! CUDA.
 //!
 //! Source: the "1MAD" code of Tseng et al., *QTIP: Quantization with Trellises and Incoherence Processing* (2024), with
 //! other constants, and here with two weights a step at the low rates.
@@ -46,10 +47,11 @@ pub const BYTE_UNIT: f32 = 0.006_765_875;
 impl Hash {
     /// The hash for `weights` weights a step.
     ///
-    /// The multipliers come from a search over 1500 random odd numbers by the error on a Gaussian, over the rates of the
-    /// step and windows of 12 and 16 bits: `cargo run --release -p pixel-bench --bin search_multipliers -- --bits 3,4` ranks
-    /// the one for one weight first, `-- --bits 1.5,2,2.5` the one for two among its eight best, .05 % from the first (other
-    /// samples, and a shorter search over the seam, had put it first). Half of all candidates are 1 to 2 % worse.
+    /// The multipliers come from a search over 1500 random odd numbers by the error on a Gaussian, over the rates of
+    /// the step and windows of 12 and 16 bits: `cargo run --release -p pixel-bench --bin search_multipliers -- --bits
+    /// 3,4` ranks the one for one weight first, `-- --bits 1.5,2,2.5` the one for two among its eight best, .05 % from
+    /// the first (other samples, and a shorter search over the seam, had put it first). Half of all candidates are 1 to
+    /// 2 % worse.
     pub const fn new(weights: usize) -> Self {
         Self { multiplier: if weights == 2 { 0x2DBA_0BD5 } else { 0xCB3A_AE95 }, weights }
     }
@@ -94,6 +96,7 @@ impl Hash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
 
     #[test]
     fn the_fields_of_a_known_product_add_up() {
@@ -109,8 +112,8 @@ mod tests {
 
     #[test]
     fn the_units_are_the_standard_deviations() {
-        assert!((f64::from(NIBBLE_UNIT) * 85f64.sqrt() - 1.0).abs() < 1e-7);
-        assert!((f64::from(BYTE_UNIT) * 21845f64.sqrt() - 1.0).abs() < 1e-7);
+        assert_abs_diff_eq!(f64::from(NIBBLE_UNIT) * 85f64.sqrt(), 1.0, epsilon = 1e-7);
+        assert_abs_diff_eq!(f64::from(BYTE_UNIT) * 21845f64.sqrt(), 1.0, epsilon = 1e-7);
     }
 
     #[test]
@@ -123,7 +126,8 @@ mod tests {
                 .collect();
             let mean = values.iter().sum::<f64>() / values.len() as f64;
             let variance = values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64;
-            assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{weights}: {mean} {variance}");
+            assert_abs_diff_eq!(mean, 0.0, epsilon = 0.02);
+            assert_abs_diff_eq!(variance, 1.0, epsilon = 0.03);
         }
     }
 }

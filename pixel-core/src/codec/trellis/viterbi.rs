@@ -7,14 +7,14 @@
 //! best_t[j] = min over h < 2^k of  best_{t−1}[(h·J + j) >> k] + distance_t(h·J + j),   j < J,
 //! ```
 //!
-//! the least cost of a path whose last state ends in the bits `j`. These arrays alone are kept; the way back recomputes
-//! the few sums it needs. Costs are 16-bit integers with saturating sums, so that every implementation makes the same
-//! choice on every machine, 32 states to a vector register.
+//! the least cost of a path whose last state ends in the bits `j`. These arrays alone are kept; the traceback
+//! recomputes the few sums it needs. Costs are 16-bit integers with saturating sums, so that every implementation makes
+//! the same choice on every machine, 32 states to a vector register.
 //!
 //! A tile starts and ends in the same state, whose low `L − k` bits are found first by a free search over the seam.
 
 use super::patterns::{Hash, Step};
-use crate::simd::{Simd, SimdLevel};
+use crate::math::simd::{Simd, SimdLevel};
 
 /// States that a vector step handles together; tables are blocked by it.
 pub(super) const LANES: usize = 32;
@@ -81,7 +81,7 @@ impl Tables {
         self.num_low().min(LANES)
     }
 
-    /// A weight in fixed point. What lies beyond the extreme patterns is moved onto them.
+    /// A weight in fixed point. Values beyond the extreme patterns are clamped to them.
     fn quantize(&self, x: f32) -> i16 {
         let bound = if self.step.weights == 2 { 30.0 * 868.0 + 4000.0 } else { 32767.0 };
         (x * self.unit).round().clamp(-bound, bound) as i16
@@ -307,7 +307,8 @@ mod tests {
         /// Also for weights beyond the patterns' range, where costs saturate.
         #[test]
         fn every_engine_makes_the_choices_of_the_reference(
-            tile in prop::collection::vec(-4f32..4.0, 256), scale in 0.01f32..30.0, kind in 0usize..6, window in 8u32..=11
+            tile in prop::collection::vec(-4f32..4.0, 256), scale in 0.01f32..30.0, kind in 0usize..6,
+            window in 8u32..=11
         ) {
             let (weights, bits) = STEPS[kind];
             let tables = Tables::new(Hash::new(weights), Step { weights, bits }, window);

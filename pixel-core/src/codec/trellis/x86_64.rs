@@ -5,7 +5,7 @@
 //! `2^k` neighbouring states.
 
 use super::viterbi::{LANES, Tables};
-use crate::simd::{Simd, SimdLevel};
+use crate::math::simd::{Simd, SimdLevel};
 use std::arch::x86_64::*;
 
 /// Proof that AVX2 may run.

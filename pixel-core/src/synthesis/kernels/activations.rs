@@ -1,6 +1,6 @@
 //! Activations as integers of 16 bits.
 
-use crate::simd::{Simd, for_every_level};
+use crate::math::simd::{Simd, for_every_level};
 
 /// The largest integer.
 pub(super) const LARGEST: f32 = 32767.0;
@@ -12,7 +12,7 @@ for_every_level! {
     /// The largest magnitude; infinite or NaN if a value is.
     pub(super) fn peak(values: &[f32]) -> f32 {
         const LANES: usize = 64;
-        // As integers, for the magnitudes of f32 are ordered like their bits, NaN above infinity.
+        // As integers, because the magnitudes of f32 are ordered like their bits, NaN above infinity.
         let magnitude = |value: &f32| value.to_bits() & 0x7FFF_FFFF;
         let (blocks, rest) = values.as_chunks::<LANES>();
         let mut peaks = [0u32; LANES];
@@ -28,7 +28,7 @@ for_every_level! {
 for_every_level! {
     /// The nearest multiples of `1/factor`.
     fn round(values: &[f32], factor: f32, out: &mut [i16]) -> () {
-        /// Added and taken away again, it leaves the nearest integer.
+        /// Added and subtracted again, it leaves the nearest integer.
         const MAGIC: f32 = 12_582_912.0;
         for (out, value) in out.iter_mut().zip(values) {
             *out = ((value * factor + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32) as i16;
@@ -41,9 +41,9 @@ pub(super) fn rounds(peak: f32) -> bool {
     peak == 0.0 || (peak.is_finite() && peak >= SMALLEST_PEAK)
 }
 
-/// Rounds `values` to multiples of a step, which it returns: `values[i] ≈ step · out[i]`, off by half a step at most, the
-/// step being the largest magnitude / 32767. Values beyond the end of `values` become zero. `None`, and nothing written, if
-/// a value is not finite or all are nearly, but not quite, zero.
+/// Rounds `values` to multiples of a step, which it returns: `values[i] ≈ step · out[i]`, off by half a step at most,
+/// the step being the largest magnitude / 32767. Values beyond the end of `values` become zero. `None`, and nothing
+/// written, if a value is not finite or all are nearly, but not quite, zero.
 pub(super) fn quantize(simd: Simd, values: &[f32], out: &mut [i16]) -> Option<f32> {
     let peak = peak(simd, values);
     let (out, padding) = out.split_at_mut(values.len());

@@ -1,9 +1,9 @@
-//! Products with an additively coded weight, by tables: `x·ŵ` for a group of eight inputs is a sum over the sub-dictionaries
-//! of `x·P_m[c_m]`, of which there are sixteen. They are computed once for all rows, and a row adds up those that its codes
-//! name.
+//! Products with an additively coded weight, by tables: `x·ŵ` for a group of eight inputs is a sum over the
+//! sub-dictionaries of `x·P_m[c_m]`, of which there are sixteen. They are computed once for all rows, and a row adds up
+//! those that its codes name.
 //!
-//! Source: Jégou, Douze and Schmid, *Product Quantization for Nearest Neighbor Search* (2011), for distances by tables; André,
-//! Kermarrec and Le Scouarnec, *Quicker ADC* (2019), for tables in registers.
+//! Source: Jégou, Douze and Schmid, *Product Quantization for Nearest Neighbor Search* (2011), for distances by tables;
+//! André, Kermarrec and Le Scouarnec, *Quicker ADC* (2019), for tables in registers.
 
 #[cfg(target_arch = "x86_64")]
 use super::Arithmetic;
@@ -12,7 +12,7 @@ use super::additive_x86::{Avx512, RoundedTables};
 use super::scratch::Scratch;
 use super::{Product, for_each_band};
 use crate::codec::additive::{AdditiveLayout, FIELD_BYTES, GROUP, PATTERNS, QUAD, STRIP};
-use crate::simd::for_every_level;
+use crate::math::simd::for_every_level;
 
 /// Fields whose tables are used for all rows of a band before the next: 32 KB of them stay in the nearest cache.
 const CHUNK: usize = 512;
@@ -121,53 +121,49 @@ for_every_level! {
 }
 
 /// How values are looked up, and the tables of up to [`MAX_BATCH`] rows for it.
-enum Lookup<'a> {
-    /// In memory.
-    Portable { tables: &'a [f32], fields: usize },
-    /// In a register of sixteen values.
+struct Lookup<'a> {
+    /// In registers of values rounded to 16 bits, where that pays.
     #[cfg(target_arch = "x86_64")]
-    Avx512 { avx512: Avx512, tables: &'a [f32], fields: usize },
-    /// In a register of sixteen values rounded to 16 bits.
+    rounded: Option<RoundedTables>,
+    /// In registers of sixteen values; in memory without.
     #[cfg(target_arch = "x86_64")]
-    Rounded(RoundedTables),
+    avx512: Option<Avx512>,
+    /// `[rows, fields, 16]`.
+    tables: &'a [f32],
+    fields: usize,
 }
 
 impl<'a> Lookup<'a> {
+    #[cfg(target_arch = "x86_64")]
     fn new(product: &Product<'_>, tables: &'a [f32], fields: usize) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if product.arithmetic == Arithmetic::Integer
-            && RoundedTables::pay(product.simd, product.layout.shape().d_output())
-            && let Some(tables) = RoundedTables::new(tables, fields, product.simd)
-        {
-            return Self::Rounded(tables);
-        } else if let Some(avx512) = Avx512::new(product.simd) {
-            return Self::Avx512 { avx512, tables, fields };
-        }
-        let _ = product;
-        Self::Portable { tables, fields }
+        let pays = product.arithmetic == Arithmetic::Integer
+            && RoundedTables::pay(product.simd, product.layout.shape().d_output());
+        let rounded = pays.then(|| RoundedTables::new(tables, fields, product.simd)).flatten();
+        Self { rounded, avx512: Avx512::new(product.simd), tables, fields }
     }
 
-    /// Adds up what the strips look up for row `b` of the activations.
+    #[cfg(not(target_arch = "x86_64"))]
+    fn new(_: &Product<'_>, tables: &'a [f32], fields: usize) -> Self {
+        Self { tables, fields }
+    }
+
+    /// Adds up what the strips look up for row `b` of the activations, in f32 where its tables cannot be rounded.
     fn sum(&self, b: usize, strips: Strips<'_>, sums: &mut [[f32; STRIP]; BAND]) {
-        let chunks = |fields: usize| (0..fields).step_by(CHUNK).map(move |first| (first, CHUNK.min(fields - first)));
-        match self {
-            Self::Portable { tables, fields } => {
-                let tables = &tables[b * fields * PATTERNS..];
-                for (first, len) in chunks(*fields) {
-                    for (strip, sums) in sums[..strips.count].iter_mut().enumerate() {
-                        sum_portable(strips.fields(strip, first, len), &tables[first * PATTERNS..], sums);
-                    }
-                }
-            }
+        let sums = &mut sums[..strips.count];
+        #[cfg(target_arch = "x86_64")]
+        if self.rounded.as_ref().is_some_and(|rounded| rounded.sum(b, strips, sums)) {
+            return;
+        }
+        let tables = &self.tables[b * self.fields * PATTERNS..][..self.fields * PATTERNS];
+        for (first, tables) in (0..).step_by(CHUNK).zip(tables.chunks(CHUNK * PATTERNS)) {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 { avx512, tables, fields } => {
-                let tables = &tables[b * fields * PATTERNS..];
-                for (first, len) in chunks(*fields) {
-                    avx512.sum(strips, first, &tables[first * PATTERNS..][..len * PATTERNS], &mut sums[..strips.count]);
-                }
+            if let Some(avx512) = self.avx512 {
+                avx512.sum(strips, first, tables, sums);
+                continue;
             }
-            #[cfg(target_arch = "x86_64")]
-            Self::Rounded(tables) => tables.sum(b, strips, &mut sums[..strips.count]),
+            for (strip, sums) in sums.iter_mut().enumerate() {
+                sum_portable(strips.fields(strip, first, tables.len() / PATTERNS), tables, sums);
+            }
         }
     }
 }

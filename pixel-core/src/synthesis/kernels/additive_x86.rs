@@ -1,11 +1,11 @@
-//! Lookups in registers: AVX-512 permutes sixteen f32; AVX2 shuffles sixteen bytes, and VBMI permutes 64, of tables that are
-//! rounded to two bytes a value.
+//! Lookups in registers: AVX-512 permutes sixteen f32; AVX2 shuffles sixteen bytes, and VBMI permutes 64, of tables
+//! that are rounded to two bytes a value.
 
 use super::activations::{LARGEST, peak, rounds};
 use super::additive::{BAND, Strips};
 use super::scratch::Scratch;
 use crate::codec::additive::{FIELD_BYTES, PATTERNS, QUAD, STRIP};
-use crate::simd::{Simd, SimdLevel};
+use crate::math::simd::{Simd, SimdLevel};
 use std::arch::x86_64::*;
 
 /// Proof that AVX-512 may run.
@@ -18,7 +18,8 @@ impl Avx512 {
         (simd.level() >= SimdLevel::Avx512).then_some(Self(()))
     }
 
-    /// Adds to `sums` `[strips, 32]` what the strips look up in `tables` `[fields, 16]`, those of the fields from `first` on.
+    /// Adds to `sums` `[strips, 32]` what the strips look up in `tables` `[fields, 16]`, those of the fields from
+    /// `first` on.
     pub(super) fn sum(self, strips: Strips<'_>, first: usize, tables: &[f32], sums: &mut [[f32; STRIP]]) {
         let fields = tables.len() / PATTERNS;
         let codes = |strip: usize| strips.fields(strip, first, fields);
@@ -38,8 +39,8 @@ impl Avx512 {
     }
 }
 
-/// Strips at the same time, so that a table is loaded once for all of them. They lie apart, and each is short: the processor
-/// itself does not look ahead into the strips that follow, `next` bytes on, so it is asked to.
+/// Strips at the same time, so that a table is loaded once for all of them. They lie apart, and each is short: the
+/// processor itself does not look ahead into the strips that follow, `next` bytes on, so it is prefetched.
 ///
 /// # Safety
 /// The machine has AVX-512 F; every `codes` has 16 bytes for each 16 values of `tables`.
@@ -85,8 +86,8 @@ pub(super) struct RoundedTables {
     /// `[batch, quads]`, of each quad the lower bytes of its four tables, then the higher ones.
     bytes: Scratch<u8>,
     quads: usize,
-    /// Per row of the batch.
-    steps: Scratch<f32>,
+    /// What an integer of a row stands for, per row of the batch; `None` if the row's tables cannot be rounded.
+    steps: Vec<Option<f32>>,
 }
 
 /// Bytes of the tables of a quad.
@@ -101,6 +102,9 @@ const CHUNK_AVX2: usize = 128;
 /// Quads whose tables are used for all strips before the next: 16 KB of them.
 const CHUNK_AVX512: usize = 128;
 
+/// Quads whose integers are summed in 32 bits: 65536 fields of 65535 at most fit.
+const SPAN: usize = (1 << 16) / QUAD;
+
 impl RoundedTables {
     /// Whether `simd` adds up bytes so much faster than f32 that it pays to round the tables for `d_output` rows.
     pub(super) fn pay(simd: Simd, d_output: usize) -> bool {
@@ -111,64 +115,80 @@ impl RoundedTables {
         }
     }
 
-    /// `tables` `[batch, fields, 16]`, rounded; `None` if one is not finite or all of a row nearly, but not quite, zero, or
-    /// if `simd` is below AVX2.
+    /// `tables` `[batch, fields, 16]`, rounded, each row by itself; `None` if `simd` is below AVX2. A row cannot be
+    /// rounded if one of its values is not finite, or all are nearly, but not quite, zero.
     pub(super) fn new(tables: &[f32], fields: usize, simd: Simd) -> Option<Self> {
         if simd.level() < SimdLevel::Avx2 {
             return None;
         }
         let quads = fields / QUAD;
         let batch = tables.len() / (fields * PATTERNS);
-        let mut rounded =
-            Self { simd, bytes: Scratch::new(batch * quads * QUAD_BYTES), quads, steps: Scratch::new(batch) };
-        let rows = tables.chunks_exact(fields * PATTERNS).zip(rounded.bytes.chunks_exact_mut(quads * QUAD_BYTES));
-        for ((tables, bytes), step) in rows.zip(&mut *rounded.steps) {
+        let mut bytes = Scratch::new(batch * quads * QUAD_BYTES);
+        let rows = tables.chunks_exact(fields * PATTERNS).zip(bytes.chunks_exact_mut(quads * QUAD_BYTES));
+        let steps = rows.map(|(tables, bytes)| {
             let peak = peak(simd, tables);
-            if !rounds(peak) {
-                return None;
-            }
-            *step = peak / LARGEST;
-            fill(simd, tables, if peak > 0.0 { LARGEST / peak } else { 0.0 }, bytes);
-        }
-        Some(rounded)
+            rounds(peak).then(|| {
+                fill(simd, tables, if peak > 0.0 { LARGEST / peak } else { 0.0 }, bytes);
+                peak / LARGEST
+            })
+        });
+        let steps = steps.collect();
+        Some(Self { simd, bytes, quads, steps })
     }
 
-    /// Adds to `sums` `[strips, 32]` what the strips look up for row `b`.
-    pub(super) fn sum(&self, b: usize, strips: Strips<'_>, sums: &mut [[f32; STRIP]]) {
+    /// Adds to `sums` `[strips, 32]` what the strips look up for row `b`; `false`, and `sums` unchanged, if the row
+    /// could not be rounded.
+    pub(super) fn sum(&self, b: usize, strips: Strips<'_>, sums: &mut [[f32; STRIP]]) -> bool {
+        let Some(step) = self.steps[b] else { return false };
         let tables = &self.bytes[b * self.quads * QUAD_BYTES..][..self.quads * QUAD_BYTES];
-        let mut totals = [[0u32; STRIP]; BAND];
-        let totals = &mut totals[..sums.len()];
+        let mut exact = [[0i64; STRIP]; BAND];
+        for (first, tables) in (0..).step_by(SPAN * QUAD).zip(tables.chunks(SPAN * QUAD_BYTES)) {
+            let mut totals = [[0u32; STRIP]; BAND];
+            self.sum_span(tables, first, strips, &mut totals[..sums.len()]);
+            let zero = ZERO * (tables.len() / QUAD_BYTES * QUAD) as i64;
+            for (exact, total) in exact.as_flattened_mut().iter_mut().zip(totals.as_flattened()) {
+                *exact += i64::from(*total) - zero;
+            }
+        }
+        for (sum, exact) in sums.as_flattened_mut().iter_mut().zip(exact.as_flattened()) {
+            *sum += (*exact as f64 * f64::from(step)) as f32;
+        }
+        true
+    }
+
+    /// Adds to `totals` `[strips, 32]` the integers that the strips look up in `tables`, those of the fields from
+    /// `field` on, of [`SPAN`] quads at most.
+    fn sum_span(&self, tables: &[u8], field: usize, strips: Strips<'_>, totals: &mut [[u32; STRIP]]) {
+        // The codes of `tables`, which begin at `quad` of the span.
+        let codes = |strip, quad: usize, tables: &[u8]| {
+            strips.fields(strip, field + quad * QUAD, tables.len() / QUAD_BYTES * QUAD)
+        };
         if self.simd.level() == SimdLevel::Avx512Vbmi {
-            for (first, tables) in tables.chunks(CHUNK_AVX512 * QUAD_BYTES).enumerate() {
-                let codes = |strip| strips.fields(strip, first * CHUNK_AVX512 * QUAD, tables.len() / QUAD_BYTES * QUAD);
+            for (quad, tables) in (0..).step_by(CHUNK_AVX512).zip(tables.chunks(CHUNK_AVX512 * QUAD_BYTES)) {
                 let (fours, rest) = totals.as_chunks_mut::<4>();
                 let next = 16 * strips.strip_words;
                 for (i, totals) in fours.iter_mut().enumerate() {
+                    let codes = std::array::from_fn::<_, 4, _>(|s| codes(4 * i + s, quad, tables));
                     // SAFETY: the level is VBMI's; the codes are as long as the tables.
-                    unsafe { sum_vbmi(std::array::from_fn::<_, 4, _>(|s| codes(4 * i + s)), next, tables, totals) };
+                    unsafe { sum_vbmi(codes, next, tables, totals) };
                 }
                 for (strip, total) in (4 * fours.len()..).zip(rest) {
                     // SAFETY: as above.
-                    unsafe { sum_vbmi([codes(strip)], next / 4, tables, std::array::from_mut(total)) };
+                    unsafe { sum_vbmi([codes(strip, quad, tables)], next / 4, tables, std::array::from_mut(total)) };
                 }
             }
         } else {
-            for (first, tables) in tables.chunks(CHUNK_AVX2 * QUAD_BYTES).enumerate() {
+            for (quad, tables) in (0..).step_by(CHUNK_AVX2).zip(tables.chunks(CHUNK_AVX2 * QUAD_BYTES)) {
                 for (strip, totals) in totals.iter_mut().enumerate() {
-                    let codes = strips.fields(strip, first * CHUNK_AVX2 * QUAD, tables.len() / QUAD_BYTES * QUAD);
                     // SAFETY: the tables exist from AVX2 on; there are as many codes as tables, for 128 quads at most.
-                    unsafe { sum_avx2(codes, 4 * strips.strip_words, tables, totals) };
+                    unsafe { sum_avx2(codes(strip, quad, tables), 4 * strips.strip_words, tables, totals) };
                 }
             }
-        }
-        let (step, zero) = (f64::from(self.steps[b]), ZERO * (self.quads * QUAD) as i64);
-        for (sum, total) in sums.as_flattened_mut().iter_mut().zip(totals.as_flattened()) {
-            *sum += ((i64::from(*total) - zero) as f64 * step) as f32;
         }
     }
 }
 
-crate::simd::for_every_level! {
+crate::math::simd::for_every_level! {
     /// The values in steps from [`ZERO`].
     fn fill(tables: &[f32], factor: f32, bytes: &mut [u8]) -> () {
         /// Added, it leaves the nearest integer in the lower bits, [`ZERO`] included.
@@ -184,11 +204,12 @@ crate::simd::for_every_level! {
     }
 }
 
-/// Adds what strips look up, `tables` being those of their `codes`: the bytes of four fields of a row are brought side by side,
-/// looked up in all four tables at once, and added by one instruction.
+/// Adds what strips look up, `tables` being those of their `codes`: the bytes of four fields of a row are brought side
+/// by side, looked up in all four tables at once, and added by one instruction.
 ///
 /// # Safety
-/// The machine has what [`SimdLevel::Avx512Vbmi`] names; every `codes` has 64 bytes for each [`QUAD_BYTES`] of `tables`.
+/// The machine has what [`SimdLevel::Avx512Vbmi`] names; every `codes` has 64 bytes for each [`QUAD_BYTES`] of
+/// `tables`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn sum_vbmi<const STRIPS: usize>(
     codes: [&[u8]; STRIPS],
@@ -245,8 +266,8 @@ unsafe fn sum_vbmi<const STRIPS: usize>(
 #[target_feature(enable = "avx2")]
 unsafe fn sum_avx2(codes: &[u8], next: usize, tables: &[u8], totals: &mut [u32; STRIP]) {
     let nibble = _mm256_set1_epi8(15);
-    // For the lower and the upper nibbles, the lower and the higher bytes of the values: all bytes as 16-bit numbers, whose
-    // higher halves are wrong by what the second, the odd bytes alone, takes away.
+    // For the lower and the upper nibbles, the lower and the higher bytes of the values: all bytes as 16-bit numbers,
+    // whose higher halves are corrected by the second sum, that of the odd bytes alone.
     let mut sums = [[[_mm256_setzero_si256(); 2]; 2]; 2];
     for (codes, tables) in codes.chunks_exact(2 * STRIP).zip(tables.chunks_exact(QUAD_BYTES)) {
         // Any address may be asked for.
@@ -278,6 +299,30 @@ unsafe fn sum_avx2(codes: &[u8], next: usize, tables: &[u8], totals: &mut [u32; 
                 for (i, lane) in lanes.into_iter().enumerate() {
                     totals[half * FIELD_BYTES + i % 8 * 2 + parity] += u32::from(lane) << (8 * byte);
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_integers_of_more_fields_than_32_bits_hold_are_summed_exactly() {
+        // All values the largest: fields · 65535 leaves 32 bits.
+        let (fields, strip_count) = (1 << 17, 5);
+        for simd in Simd::available().into_iter().filter(|simd| simd.level() >= SimdLevel::Avx2) {
+            for value in [1.0f32, -1.0] {
+                let tables = vec![value; fields * PATTERNS];
+                let rounded = RoundedTables::new(&tables, fields, simd).expect("a level that rounds");
+                let strip_words = fields * FIELD_BYTES / 4;
+                let codes = vec![0x7654_3210; strip_count * strip_words];
+                let strips = Strips { codes: &codes, strip_words, count: strip_count };
+                let mut sums = vec![[0.0; STRIP]; strip_count];
+                assert!(rounded.sum(0, strips, &mut sums), "{simd:?}: finite tables");
+                let expected = value * fields as f32;
+                assert!(sums.as_flattened().iter().all(|sum| *sum == expected), "{simd:?} {value}: {:?}", sums[0]);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::scratch::Scratch;
 use super::{Decoder, Product, for_each_band};
-use crate::simd::for_every_level;
+use crate::math::simd::for_every_level;
 
 /// Values that are decoded before they are multiplied by themselves: they stay in the nearest cache.
 const NEAR: usize = 1 << 12;
@@ -13,7 +13,7 @@ const BLOCK: [usize; 2] = [128, 512];
 /// Multiply-adds a nanosecond, roughly.
 const RATE: usize = 4;
 
-/// Sums of an inner product that run beside one another.
+/// Independent sums of an inner product.
 const LANES: usize = 32;
 
 /// The batch from which a blocked matrix product is faster than inner products.
@@ -59,6 +59,24 @@ pub(super) fn linear(product: &Product<'_>, x: &[f32], out: &mut [f32]) {
             }
         }
     });
+}
+
+/// [`linear`] for rows `rows` of `x` alone, into their columns of `out` `[d_output, batch]`. What a row gives is that
+/// of the row by itself, to the bit: below [`GEMM_FROM`] rows each has its own sums.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn linear_of(product: &Product<'_>, rows: &[usize], x: &[f32], out: &mut [f32]) {
+    let (m, n) = (product.layout.shape().d_output(), product.layout.shape().d_input());
+    let batch = x.len() / n;
+    for rows in rows.chunks(GEMM_FROM - 1) {
+        let (mut some, mut products) = (Scratch::new(rows.len() * n), Scratch::new(m * rows.len()));
+        for (some, &row) in some.chunks_exact_mut(n).zip(rows) {
+            some.copy_from_slice(&x[row * n..][..n]);
+        }
+        linear(product, &some, &mut products);
+        for (out, products) in out.chunks_exact_mut(batch).zip(products.chunks_exact(rows.len())) {
+            rows.iter().zip(products).for_each(|(&row, value)| out[row] = *value);
+        }
+    }
 }
 
 /// `out += weights · xᵀ`: `weights` `[m, k]`, `x` `[n, k]` with the given stride between rows, `out` `[m, n]`.

@@ -17,29 +17,37 @@ mod trellis_avx512;
 #[cfg(target_arch = "x86_64")]
 mod uniform;
 
-use crate::codec::CodecLayout;
-use crate::simd::{Simd, for_every_level};
+use crate::codec::{CodecLayout, LayoutTables, Readable};
+use crate::math::simd::{Simd, for_every_level};
 use rayon::prelude::*;
 use scratch::Scratch;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Nanoseconds of work below which a product stays on the calling thread. Another one is awake after some 10 000, but in a model
-/// whose layers are that small it falls asleep and is woken again for each: SmolLM2 at 2 bits decodes a fifth slower at
-/// 40 000.
+/// Nanoseconds of work below which a product stays on the calling thread. Another one is awake after some 10 000, but
+/// in a model whose layers are that small it falls asleep and is woken again for each: SmolLM2 at 2 bits decodes a
+/// fifth slower at 40 000.
 const PARALLEL_FROM: usize = 100_000;
 
 /// What a product computes with.
 ///
 /// # Accuracy
-/// Per output, for activations `x` and weights `w` `[n]` in the rotated basis, beside the rounding of the output:
+/// Per output, for a row `x` of activations and weights `w` `[n]` in the rotated basis, in addition to the rounding of
+/// the output:
 ///
 /// | | trellis | additive | matching, uniform |
 /// |---|---|---|---|
 /// | `F32` | sums of `n` products in f32 | sums of `n/8` table values in f32 | sums of `n` products in f32 |
-/// | `Integer` | `x` rounded to multiples of `max\|x\| / 32767`: an error of at most `Σ\|w\|·max\|x\| / 65534`, of about `√n·rms(w)·max\|x\| / 113000`; sums exact | table values rounded to multiples of the largest magnitude / 32767, sums exact: an error of at most half a multiple for each of `bits·n/4` tables; with AVX-512 but not VBMI, with VBMI below 256 rows, and without AVX2 as `F32` | as `F32` |
+/// | `Integer` | `x` rounded, sums exact (1) | table values rounded, sums exact (2) | as `F32` |
 ///
-/// `Integer` takes `F32` where `x` is not finite, where there is no kernel for the shape, and on the GPU.
+/// 1. `x` is rounded to multiples of `max|x| / 32767`: an error of at most `Σ|w|·max|x| / 65534`, of about
+///    `√n·rms(w)·max|x| / 113000`.
+/// 2. Table values are rounded to multiples of the largest magnitude / 32767: an error of at most half a multiple for
+///    each of `bits·n/4` tables; with AVX-512 but not VBMI, with VBMI below 256 rows, and without AVX2 as `F32`.
+///
+/// `Integer` takes `F32` for a row that is not finite or vanishes (its largest magnitude, or that of its tables, below
+/// 1e-30, but not zero), where there is no kernel for the shape, on the GPU, and in training: the autodiff backend
+/// computes in f32. What a row gives does not depend on the values of the other rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arithmetic {
@@ -95,7 +103,7 @@ impl Product<'_> {
         }
     }
 
-    /// [`columns`](Self::columns) by kernels that never store a weight; `false`, and `out` as it was, if there is none.
+    /// [`columns`](Self::columns) by kernels that never store a weight; `false`, and `out` unchanged, if there is none.
     #[cfg(target_arch = "x86_64")]
     fn in_registers(&self, x: &[f32], out: &mut [f32]) -> bool {
         match &self.layout {
@@ -117,14 +125,21 @@ impl Product<'_> {
 #[derive(Debug)]
 pub(super) struct Decoder<'a> {
     product: Product<'a>,
+    tables: LayoutTables,
     #[cfg(target_arch = "x86_64")]
     trellis: Option<trellis::Kernel>,
 }
 
 impl<'a> Decoder<'a> {
     pub(super) fn new(product: &Product<'a>) -> Self {
+        Self::with_tables(product, &product.layout.tables())
+    }
+
+    /// A decoder with the tables of the product's layout.
+    pub(super) fn with_tables(product: &Product<'a>, tables: &LayoutTables) -> Self {
         Self {
             product: *product,
+            tables: tables.clone(),
             #[cfg(target_arch = "x86_64")]
             trellis: match &product.layout {
                 CodecLayout::Trellis(layout) => trellis::Kernel::new(layout, product.simd),
@@ -152,7 +167,8 @@ impl<'a> Decoder<'a> {
             return;
         }
         let Product { layout, codes, dictionary, simd, .. } = &self.product;
-        layout.decode_columns(*simd, codes, dictionary, band, columns, rows);
+        let readable = Readable { layout, tables: &self.tables, words: codes, dictionary };
+        readable.decode_columns(*simd, band, columns, rows);
     }
 }
 

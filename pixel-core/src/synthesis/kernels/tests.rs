@@ -1,11 +1,12 @@
 //! Every product, for every set of instructions, against a plain one in f64.
 
 use super::Arithmetic;
-use crate::codec::CodecSpec;
+use crate::CodingSpec;
+use crate::codec::{CodecSpec, Readable};
+use crate::math::Exponent;
+use crate::math::rotation::split_mix;
+use crate::math::simd::{Simd, SimdLevel};
 use crate::matrix::Shape;
-use crate::packed::PackedHeader;
-use crate::rotation::split_mix;
-use crate::simd::{Simd, SimdLevel};
 use crate::synthesis::KernelForm;
 use proptest::prelude::*;
 
@@ -36,7 +37,7 @@ const CODECS: [&str; 21] = [
 fn form(codec: &str, d_output: usize, d_input: usize, seed: u64) -> KernelForm {
     let codec: CodecSpec = codec.parse().unwrap();
     let shape = Shape::new(d_output, d_input).unwrap();
-    let header = PackedHeader { shape, codec, rotation: None, exponent: 0, protected: 0, low_rank: None };
+    let header = CodingSpec::new(codec).header(shape, Exponent::ZERO);
     let mut count = 0;
     let words = || {
         count += 1;
@@ -56,10 +57,11 @@ fn activations(len: usize, seed: u64) -> Vec<f32> {
 /// The weight by the layout's own decoder, scaled, in f64.
 fn weight(form: &KernelForm) -> Vec<f64> {
     let (layout, n) = (form.layout, form.layout.shape().d_input());
-    let mut rows = vec![0.0; layout.shape().num_weights()];
+    let (mut rows, tables) = (vec![0.0; layout.shape().num_weights()], layout.tables());
+    let readable = Readable { layout: &layout, tables: &tables, words: &form.codes, dictionary: &form.dictionary };
     for (band, rows) in rows.chunks_mut(layout.band_height() * n).enumerate() {
         let simd = Simd::at_most(SimdLevel::Portable);
-        layout.decode_columns(simd, &form.codes, &form.dictionary, band, 0..n, rows);
+        readable.decode_columns(simd, band, 0..n, rows);
     }
     let scale = |i: usize| form.scales[i / n * layout.scales_per_row() + i % n / layout.scale_group()];
     rows.iter().enumerate().map(|(i, value)| f64::from(*value) * f64::from(scale(i))).collect()
@@ -107,7 +109,8 @@ fn check(codec: &str, d_output: usize, d_input: usize, batch: usize, seed: u64, 
                     let error = (f64::from(*y) - expected).abs();
                     assert!(
                         error <= bound,
-                        "{codec} {d_output}×{d_input}, {simd:?}, {arithmetic:?}, batch row {b} of {batch}, output {row}: {y} for {expected}, off by {error:e} > {bound:e}"
+                        "{codec} {d_output}×{d_input}, {simd:?}, {arithmetic:?}, batch row {b} of {batch}, \
+                         output {row}: {y} for {expected}, off by {error:e} > {bound:e}"
                     );
                 }
             }
@@ -151,7 +154,10 @@ proptest! {
 
     #[test]
     fn synthesis_is_the_same_to_the_bit_on_every_level(
-        codec in prop::sample::select(CODECS.to_vec()), d_output in 1usize..140, d_input in 1usize..140, seed in any::<u64>(),
+        codec in prop::sample::select(CODECS.to_vec()),
+        d_output in 1usize..140,
+        d_input in 1usize..140,
+        seed in any::<u64>(),
     ) {
         let form = form(codec, d_output, d_input, seed);
         let synthesize = |simd| {
@@ -189,6 +195,52 @@ fn the_integers_of_the_largest_weights_do_not_overflow() {
                     let expected: f64 = w.iter().sum::<f64>() * f64::from(x[0]);
                     let size: f64 = w.iter().map(|w| w.abs()).sum::<f64>() * 3.0;
                     assert!((f64::from(*y) - expected).abs() <= 1e-4 * size, "{codec}, {simd:?}: {y} for {expected}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_wider_than_the_sums_of_16_bit_integers_are_multiplied() {
+    // 131 072 fields at 4 bits and at 2: the sum of the lookups exceeds 32 bits.
+    let wide = [("additive:4", 131_080), ("additive:2", 262_160), ("trellis:2", 262_144), ("uniform:4", 262_144)];
+    for (codec, d_input) in wide {
+        check(codec, 8, d_input, 1, 9, 1.0);
+    }
+    // With the rows from which VBMI rounds tables.
+    check("additive:4", 256, 131_080, 1, 9, 1.0);
+}
+
+#[test]
+fn a_row_gives_what_it_gives_by_itself_whatever_its_neighbours_are() {
+    for codec in CODECS {
+        for d_output in [40, 288] {
+            let (n, form) = (72, form(codec, d_output, 72, 3));
+            for simd in Simd::available() {
+                let linear = |x: &[f32]| {
+                    let mut y = vec![0.0; x.len() / n * d_output];
+                    form.as_slices().with_simd(simd).linear(x, &mut y);
+                    y.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
+                };
+                let sound = activations(5 * n, 2);
+                // Three rows that cannot be rounded: not a number, infinite, vanishing.
+                let mut x = sound.clone();
+                x[n + 9] = f32::NAN;
+                x[2 * n..3 * n].iter_mut().for_each(|x| *x *= 1e-36);
+                x[3 * n] = f32::INFINITY;
+                let (found, undisturbed) = (linear(&x), linear(&sound));
+                for row in 0..5 {
+                    let found = &found[row * d_output..][..d_output];
+                    let alone = linear(&x[row * n..][..n]);
+                    // NaN equals nothing: only whether a value is NaN is compared.
+                    let values = |bits: &[u32]| bits.iter().map(|bits| f32::from_bits(*bits)).collect::<Vec<_>>();
+                    let differ = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan());
+                    let (values_found, alone) = (values(found), values(&alone));
+                    assert!(!values_found.iter().zip(&alone).any(differ), "{codec} {simd:?}, row {row} by itself");
+                    if [0, 4].contains(&row) {
+                        assert_eq!(found, &undisturbed[row * d_output..][..d_output], "{codec} {simd:?}, row {row}");
+                    }
                 }
             }
         }

@@ -1,19 +1,19 @@
-//! Products with a trellis-coded weight, in integers: the hash of a window is a sum of its fields, and a sum of fields times
-//! an activation of 16 bits is one instruction.
+//! Products with a trellis-coded weight, in integers: the hash of a window is a sum of its fields, and a sum of fields
+//! times an activation of 16 bits is one instruction.
 //!
-//! A tile is 32 rows × 8 columns. In the words of a tile a row is `8·bits` consecutive bits, the last row first, and the
-//! windows of a row begin within them: row `r`, step `q` counted from the end of the row, begins at bit
-//! `(31 − r)·row_bits + q·k`. So the same step of all rows is a register of equal shifts, and all of it is multiplied by the
-//! activations of the same columns: what adds up in a lane belongs to one row.
+//! A tile is 32 rows × 8 columns. In the words of a tile a row is `8·bits` consecutive bits, the last row first, and
+//! the windows of a row begin within them: row `r`, step `q` counted from the end of the row, begins at bit
+//! `(31 − r)·row_bits + q·k`. So the same step of all rows is a register of equal shifts, and all of it is multiplied
+//! by the activations of the same columns: what adds up in a lane belongs to one row.
 
 use super::activations::quantize;
 use super::scratch::Scratch;
 use super::trellis_avx2::Avx2Kernel;
 use super::trellis_avx512::Avx512Kernel;
-use super::{Product, for_each_band};
+use super::{Product, decoded, for_each_band};
 use crate::codec::CodecLayout;
 use crate::codec::trellis::TrellisLayout;
-use crate::simd::Simd;
+use crate::math::simd::Simd;
 use std::ops::Range;
 
 /// Rows of a tile.
@@ -36,7 +36,7 @@ pub(super) const MAX_BATCH: usize = 8;
 pub(super) struct Activations<'a> {
     /// `[tiles, batch]`, the columns of a tile.
     integers: &'a [[i16; COLS]],
-    /// `[chunks, batch]`, what the lanes of the even and the odd pairs of columns have too much for fields that count from
+    /// `[chunks, batch]`, the excess of the lanes of the even and the odd pairs of columns for fields that count from
     /// zero.
     excess: &'a [[i32; 2]],
     /// Rows: a power of two up to [`MAX_BATCH`].
@@ -51,7 +51,7 @@ impl<'a> Activations<'a> {
     }
 }
 
-/// What the fields of a weight add up to when the weight is zero, where the kernel does not take it away itself.
+/// What the fields of a weight add up to when the weight is zero, where the kernel does not subtract it itself.
 const fn offset(layout: &TrellisLayout) -> i32 {
     if layout.step.weights == 2 { 30 } else { 0 }
 }
@@ -62,26 +62,36 @@ struct Rounded {
     integers: Scratch<[i16; COLS]>,
     /// Per block: `[chunks, rows]`.
     excess: Scratch<[i32; 2]>,
-    /// What an integer of a row stands for, `[batch]`.
+    /// What an integer of a row stands for, `[batch]`; 0 for a row that cannot be rounded, whose integers are zero.
     steps: Scratch<f32>,
+    /// The rows that cannot be rounded.
+    unrounded: Vec<usize>,
     tiles: usize,
 }
 
 impl Rounded {
-    /// Rounds `x` `[batch, d_input]`; `None` if a row cannot be.
-    fn new(layout: &TrellisLayout, simd: Simd, x: &[f32]) -> Option<Self> {
+    /// Rounds `x` `[batch, d_input]`, each row by itself.
+    fn new(layout: &TrellisLayout, simd: Simd, x: &[f32]) -> Self {
         let (n, tiles) = (layout.grid.shape.d_input(), layout.grid.tile_cols());
         let (batch, chunks) = (x.len() / n, tiles.div_ceil(CHUNK));
         let padded = batch / MAX_BATCH * MAX_BATCH + block_width(batch % MAX_BATCH);
         let mut row = Scratch::<[i16; COLS]>::new(tiles);
         let (mut integers, mut excess) = (Scratch::new(padded * tiles), Scratch::new(padded * chunks));
-        let mut steps = Scratch::new(batch);
+        let (mut steps, mut unrounded) = (Scratch::new(batch), Vec::new());
         for b in 0..padded {
             let (first, within) = (b / MAX_BATCH * MAX_BATCH, b % MAX_BATCH);
             let width = block_width((batch - first).min(MAX_BATCH));
-            match x.chunks_exact(n).nth(b) {
-                Some(x) => steps[b] = quantize(simd, x, row.as_flattened_mut())?,
+            let step = x.chunks_exact(n).nth(b).map(|x| quantize(simd, x, row.as_flattened_mut()));
+            if b < batch {
+                steps[b] = step.flatten().unwrap_or(0.0);
+            }
+            match step {
+                Some(Some(_)) => {}
                 None => row.fill([0; COLS]),
+                Some(None) => {
+                    row.fill([0; COLS]);
+                    unrounded.push(b);
+                }
             }
             let block = &mut integers[first * tiles..][..width * tiles];
             for (tile, values) in row.iter().enumerate() {
@@ -97,7 +107,7 @@ impl Rounded {
                 block[chunk * width + within] = sums.map(|sum| sum * offset(layout));
             }
         }
-        Some(Self { integers, excess, steps, tiles })
+        Self { integers, excess, steps, unrounded, tiles }
     }
 
     /// The block of rows from `first` on.
@@ -117,11 +127,21 @@ const fn block_width(rows: usize) -> usize {
     if rows == 0 { 0 } else { rows.next_power_of_two() }
 }
 
-/// `x·Wᵀ`, `[d_output, batch]`, for `x` `[batch, d_input]`; `false`, and `out` as it was, if there is no kernel
-/// for the layout or `x` cannot be rounded.
+/// `x·Wᵀ`, `[d_output, batch]`, for `x` `[batch, d_input]`; `false`, and `out` unchanged, if there is no kernel for the
+/// layout. Rows of `x` that cannot be rounded are multiplied in f32; the others do not depend on them.
 pub(super) fn linear(product: &Product<'_>, layout: &TrellisLayout, x: &[f32], out: &mut [f32]) -> bool {
     let Some(kernel) = Kernel::new(layout, product.simd) else { return false };
-    let Some(rounded) = Rounded::new(layout, product.simd, x) else { return false };
+    let rounded = Rounded::new(layout, product.simd, x);
+    let batch = rounded.steps.len();
+    if rounded.unrounded.len() < batch {
+        multiply(product, layout, &kernel, &rounded, out);
+    }
+    decoded::linear_of(product, &rounded.unrounded, x, out);
+    true
+}
+
+/// The product with the rounded rows, `[d_output, batch]`.
+fn multiply(product: &Product<'_>, layout: &TrellisLayout, kernel: &Kernel, rounded: &Rounded, out: &mut [f32]) {
     let batch = rounded.steps.len();
     let band_words = rounded.tiles * layout.tile_words();
     let unit = f64::from(product.dictionary[0]);
@@ -140,7 +160,6 @@ pub(super) fn linear(product: &Product<'_>, layout: &TrellisLayout, x: &[f32], o
             }
         }
     });
-    true
 }
 
 /// The kernel of the highest level that has one.
@@ -160,8 +179,8 @@ impl Kernel {
         avx512.or_else(|| Avx2Kernel::new(layout, simd).map(Self::Avx2))
     }
 
-    /// Decodes columns `columns` of band `band` into `rows`, `[rows of the band, columns]`, in units of the scales; `false`
-    /// if the kernel cannot, or if they are not whole tiles.
+    /// Decodes columns `columns` of band `band` into `rows`, `[rows of the band, columns]`, in units of the scales;
+    /// `false` if the kernel cannot, or if they are not whole tiles.
     pub(super) fn decode(&self, product: &Product<'_>, band: usize, columns: Range<usize>, rows: &mut [f32]) -> bool {
         let CodecLayout::Trellis(layout) = &product.layout else { return false };
         if rows.len() != ROWS * columns.len() || !columns.len().is_multiple_of(COLS) {

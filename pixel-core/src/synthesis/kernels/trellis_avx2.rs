@@ -5,7 +5,7 @@
 
 use super::trellis::{Activations, CHUNK, COLS, MAX_BATCH, ROWS};
 use crate::codec::trellis::TrellisLayout;
-use crate::simd::{Simd, SimdLevel};
+use crate::math::simd::{Simd, SimdLevel};
 use std::arch::x86_64::*;
 
 /// Rows of a register.
@@ -32,7 +32,8 @@ impl<const WEIGHTS: usize, const BITS: usize> Places<WEIGHTS, BITS> {
     /// Bytes of a tile.
     const TILE_BYTES: usize = ROWS * Self::ROW_BITS / 8;
 
-    /// Steps whose windows lie within the same 32 bits: 3·4 + 16 bits, and 4 more where a row has an odd number of nibbles.
+    /// Steps whose windows lie within the same 32 bits: 3·4 + 16 bits, and 4 more where a row has an odd number of
+    /// nibbles.
     const TOGETHER: usize = if BITS <= 4 { 4 } else { 2 };
 
     /// The first of the 16 bytes for four rows, `last` the last of them, and the steps from `step` on.
@@ -90,15 +91,23 @@ impl Avx2Kernel {
                 match (self.weights, self.bits, activations.batch) {
                     $(
                         // SAFETY: the kernel exists where its instructions do.
-                        ($weights, $bits, 1) => unsafe { self.products::<$weights, $bits, 4, 1>(words, activations, sums) },
+                        ($weights, $bits, 1) => unsafe {
+                            self.products::<$weights, $bits, 4, 1>(words, activations, sums)
+                        },
                         // SAFETY: as above.
-                        ($weights, $bits, 2) => unsafe { self.products::<$weights, $bits, 2, 2>(words, activations, sums) },
+                        ($weights, $bits, 2) => unsafe {
+                            self.products::<$weights, $bits, 2, 2>(words, activations, sums)
+                        },
                         // SAFETY: as above.
-                        ($weights, $bits, 4) => unsafe { self.products::<$weights, $bits, 1, 4>(words, activations, sums) },
+                        ($weights, $bits, 4) => unsafe {
+                            self.products::<$weights, $bits, 1, 4>(words, activations, sums)
+                        },
                         // SAFETY: as above.
-                        ($weights, $bits, 8) => unsafe { self.products::<$weights, $bits, 1, 8>(words, activations, sums) },
+                        ($weights, $bits, 8) => unsafe {
+                            self.products::<$weights, $bits, 1, 8>(words, activations, sums)
+                        },
                     )+
-                    _ => unreachable!("{} weights, {} bits a step, {} rows", self.weights, self.bits, activations.batch),
+                    (weights, bits, rows) => unreachable!("{weights} weights, {bits} bits a step, {rows} rows"),
                 }
             };
         }
@@ -150,8 +159,8 @@ impl Avx2Kernel {
         }
     }
 
-    /// The sums of the fields of one step in eight rows, 16 bits each: of its two weights, which count from zero, or halves
-    /// of the sum of its one weight, centred.
+    /// The sums of the fields of one step in eight rows, 16 bits each: of its two weights, which count from zero, or
+    /// halves of the sum of its one weight, centred.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn fields<const WEIGHTS: usize, const BITS: usize>(&self, rows: __m256i, step: usize) -> __m256i {
@@ -217,8 +226,8 @@ impl<'a, const WEIGHTS: usize, const BITS: usize> Tile<'a, WEIGHTS, BITS> {
     #[target_feature(enable = "avx2")]
     fn load(&self, last: usize, step: usize) -> __m128i {
         let (place, end) = (Places::<WEIGHTS, BITS>::first_byte(last, step), Places::<WEIGHTS, BITS>::TILE_BYTES);
-        // SAFETY: the tile has `end` bytes; a place beyond the last 16 is before the end, and the seam has 16 bytes on either
-        // side of it.
+        // SAFETY: the tile has `end` bytes; a place beyond the last 16 is before the end, and the seam has 16 bytes on
+        // either side of it.
         unsafe {
             let bytes = if place + 16 <= end {
                 self.bytes.as_ptr().add(place)

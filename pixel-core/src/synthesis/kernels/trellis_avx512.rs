@@ -5,7 +5,7 @@
 
 use super::trellis::{Activations, CHUNK, COLS, MAX_BATCH, ROWS};
 use crate::codec::trellis::{TILE_LEN, TrellisLayout};
-use crate::simd::{Simd, SimdLevel};
+use crate::math::simd::{Simd, SimdLevel};
 use std::arch::x86_64::*;
 
 /// Rows of a register.
@@ -18,8 +18,8 @@ pub(super) struct Avx512Kernel {
     window: u32,
     multiplier: u32,
     tile_words: usize,
-    /// For each group of rows the bytes of its rows; with one weight a step those of its even, then of its odd rows, twice
-    /// each.
+    /// For each group of rows the bytes of its rows; with one weight a step those of its even, then of its odd rows,
+    /// twice each.
     gather: [[[u8; 64]; 2]; ROWS / GROUP],
     /// For each half of the columns the bits of the windows in a lane.
     shifts: [[u8; 64]; 2],
@@ -64,13 +64,21 @@ impl Avx512Kernel {
                 match (self.weights, self.window == 16, self.tile_words > 16, activations.batch) {
                     $(
                         // SAFETY: the kernel exists where its instructions do.
-                        ($weights, $full, $wide, 1) => unsafe { self.products::<$weights, $full, $wide, 4, 1>(words, activations, sums) },
+                        ($weights, $full, $wide, 1) => unsafe {
+                            self.products::<$weights, $full, $wide, 4, 1>(words, activations, sums)
+                        },
                         // SAFETY: as above.
-                        ($weights, $full, $wide, 2) => unsafe { self.products::<$weights, $full, $wide, 4, 2>(words, activations, sums) },
+                        ($weights, $full, $wide, 2) => unsafe {
+                            self.products::<$weights, $full, $wide, 4, 2>(words, activations, sums)
+                        },
                         // SAFETY: as above.
-                        ($weights, $full, $wide, 4) => unsafe { self.products::<$weights, $full, $wide, 2, 4>(words, activations, sums) },
+                        ($weights, $full, $wide, 4) => unsafe {
+                            self.products::<$weights, $full, $wide, 2, 4>(words, activations, sums)
+                        },
                         // SAFETY: as above.
-                        ($weights, $full, $wide, 8) => unsafe { self.products::<$weights, $full, $wide, 1, 8>(words, activations, sums) },
+                        ($weights, $full, $wide, 8) => unsafe {
+                            self.products::<$weights, $full, $wide, 1, 8>(words, activations, sums)
+                        },
                     )+
                     _ => unreachable!("{} weights a step, {} rows", self.weights, activations.batch),
                 }
@@ -79,7 +87,8 @@ impl Avx512Kernel {
         run!(2 true false  2 true true  2 false false  2 false true  1 true true  1 false true);
     }
 
-    /// Decodes the tiles of a band into columns of `rows`, `[32, width]`, the width a multiple of 8, in units of `unit`.
+    /// Decodes the tiles of a band into columns of `rows`, `[32, width]`, the width a multiple of 8, in units of
+    /// `unit`.
     pub(super) fn decode(&self, words: &[u32], unit: f32, rows: &mut [f32]) {
         let tiles = words.len() / self.tile_words;
         assert_eq!(rows.len(), ROWS * tiles * COLS, "rows of the band");
@@ -205,7 +214,8 @@ impl Avx512Kernel {
         [first, if WEIGHTS == 1 { gather(1) } else { first }]
     }
 
-    /// The sums of the fields of four columns, 16 bits each, four to a row; with two weights a step they count from zero.
+    /// The sums of the fields of four columns, 16 bits each, four to a row; with two weights a step they count from
+    /// zero.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512vbmi2,gfni")]
     fn fields<const WEIGHTS: usize, const FULL: bool>(&self, rows: [__m512i; 2], half: usize) -> __m512i {
@@ -235,8 +245,9 @@ impl Avx512Kernel {
     }
 }
 
-/// Asks for the words of a tile further on: a tile is so much work that the processor itself looks ahead less than a page of
-/// memory, and waits at the end of each. Measured where the weight comes from memory: see `docs/performance.md`.
+/// Asks for the words of a tile further on: a tile is so much work that the processor itself looks ahead less than a
+/// page of memory, and waits at the end of each. Measured where the weight comes from memory: see
+/// `docs/performance.md`.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn prefetch(words: &[u32]) {

@@ -1,11 +1,11 @@
-//! Products with indices on a uniform grid: an index is a weight but for the group's zero point and scale, so that nothing is
-//! written that is not added up.
+//! Products with indices on a uniform grid: an index is a weight up to the group's zero point and scale, so that no
+//! decoded weight is stored.
 
 use super::scratch::Scratch;
 use super::{Product, for_each_band};
 use crate::codec::read_bits;
 use crate::codec::uniform::UniformLayout;
-use crate::simd::{Simd, SimdLevel};
+use crate::math::simd::{Simd, SimdLevel};
 
 /// Multiply-adds a nanosecond, roughly.
 const RATE: usize = 15;
@@ -16,7 +16,7 @@ const DECODED_FROM: usize = 32;
 /// Weights that are unpacked together.
 const STEP: usize = 16;
 
-/// `x·Wᵀ`, `[d_output, batch]`, for `x` `[batch, d_input]`; `false`, and `out` as it was, if there is no kernel for it.
+/// `x·Wᵀ`, `[d_output, batch]`, for `x` `[batch, d_input]`; `false`, and `out` unchanged, if there is no kernel for it.
 pub(super) fn linear(product: &Product<'_>, layout: &UniformLayout, x: &[f32], out: &mut [f32]) -> bool {
     let (m, n, groups) = (layout.shape.d_output(), layout.shape.d_input(), layout.num_groups());
     let batch = x.len() / n;
@@ -84,7 +84,7 @@ impl Kernel {
             ($($bits:literal)+) => {
                 match (self.bits, self.simd.level()) {
                     $(
-                        // SAFETY: a `Simd` exists of levels alone that the machine has.
+                        // SAFETY: a `Simd` exists only for levels that the machine has.
                         ($bits, SimdLevel::Avx2) => unsafe { product_avx2::<$bits>(row, x) },
                         // SAFETY: as above; the kernel does not exist below AVX2.
                         ($bits, _) => unsafe { product_avx512::<$bits>(row, x) },

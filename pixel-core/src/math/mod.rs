@@ -1,0 +1,12 @@
+//! The arithmetic beneath everything else: rotations, linear algebra in one written order, measures of error, and the
+//! vector instructions that loops may use.
+
+mod exponent;
+pub(crate) mod linalg;
+pub mod metrics;
+pub mod rotation;
+#[doc(hidden)]
+pub mod simd;
+pub(crate) mod trigonometry;
+
+pub use exponent::Exponent;

@@ -1,0 +1,16 @@
+//! Which tensor gets which codec, and the resulting sizes, before anything is coded.
+//!
+//! ```text
+//!  Recipe ──▶ CompiledRecipe ──▶ Decision ──▶ Plan
+//!  written    expressions        CodingSpec   every tensor of a checkpoint, sizes to the byte
+//! ```
+
+pub mod allocation;
+mod checkpoint;
+mod decision;
+mod recipe;
+
+pub use checkpoint::{LowRankFitter, Plan, PlanItem, num_workers};
+pub(crate) use checkpoint::{matrix_of, weight_error};
+pub use decision::{CompiledRecipe, Decision, KeepReason};
+pub use recipe::{EMBEDDINGS, MIN_WEIGHTS, Recipe, Rule, Treatment};

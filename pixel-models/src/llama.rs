@@ -1,0 +1,309 @@
+//! Decoders of the Llama family: Llama, Mistral, Qwen2, Qwen3.
+//!
+//! ```text
+//!  tokens ─▶ embedding ─▶ [ + attention(norm) ─▶ + mlp(norm) ] × layers ─▶ norm ─▶ head ─▶ logits
+//! ```
+
+use crate::config::{LlamaConfig, LlamaFamily};
+use crate::error::ModelError;
+use crate::weights::{LinearSize, TokenEmbedding, WeightLoader, projections};
+use burn::module::Module;
+use burn::nn::{DropoutConfig, RmsNorm};
+use burn::tensor::activation::silu;
+use burn::tensor::{DType, Int, Tensor, s};
+use pixel_nn::attention::{KeyValueCache, PIXELAttention, Rotary};
+use pixel_nn::{Projection, SharedInput, SynthesisMode};
+
+/// What may stand before the names of the layers' tensors; a base model saved by itself has nothing.
+const PREFIXES: [&str; 2] = ["model.", ""];
+
+/// A decoder of the Llama family.
+///
+/// Made by [`load`](crate::load), or from a [`WeightLoader`].
+///
+/// # Sources
+/// Touvron et al., Llama 2, <https://arxiv.org/abs/2307.09288>; the models that differ are named in [`LlamaConfig`].
+#[derive(Module, Debug)]
+pub struct Llama {
+    /// The vectors of the tokens.
+    pub embed_tokens: TokenEmbedding,
+    /// The layers, first to last.
+    pub layers: Vec<LlamaLayer>,
+    /// The norm before the head.
+    pub norm: RmsNorm,
+    /// From `hidden_size` to `vocab_size`; `None` is the transposed embedding.
+    pub lm_head: Option<Projection>,
+    /// How a head that is the embedding gets at its weight.
+    #[module(skip)]
+    synthesis: SynthesisMode,
+}
+
+/// One layer: attention and MLP, each after a norm and added to what went in.
+#[derive(Module, Debug)]
+pub struct LlamaLayer {
+    /// The norm before the attention.
+    pub input_norm: RmsNorm,
+    /// Causal attention with rotary positions.
+    pub attention: PIXELAttention,
+    /// The norm before the MLP.
+    pub post_attention_norm: RmsNorm,
+    /// The MLP.
+    pub mlp: GatedMlp,
+}
+
+/// `down(silu(gate(x)) · up(x))`.
+///
+/// Source: Shazeer, GLU Variants Improve Transformer, <https://arxiv.org/abs/2002.05202>.
+#[derive(Module, Debug)]
+pub struct GatedMlp {
+    /// From `hidden_size` to `intermediate_size`.
+    pub gate: Projection,
+    /// From `hidden_size` to `intermediate_size`.
+    pub up: Projection,
+    /// From `intermediate_size` to `hidden_size`.
+    pub down: Projection,
+}
+
+/// The keys and values of the tokens that a [`Llama`] has seen, a [`KeyValueCache`] for each layer.
+#[derive(Clone, Debug)]
+pub struct LlamaCache {
+    layers: Vec<KeyValueCache>,
+}
+
+impl Llama {
+    /// Reads the parameters that `config` describes.
+    ///
+    /// # Errors
+    /// [`ModelError`] for a tensor that is missing, has another shape or cannot be read.
+    pub fn from_loader(config: &LlamaConfig, loader: &mut WeightLoader<'_>) -> Result<Self, ModelError> {
+        let prefix = loader.prefix(&PREFIXES, "embed_tokens.weight");
+        let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+        let embed_tokens = loader.embedding(&format!("{prefix}embed_tokens.weight"), [vocabulary, hidden])?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|layer| LlamaLayer::from_loader(config, layer, &format!("{prefix}layers.{layer}"), loader));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let norm = loader.rms_norm(&format!("{prefix}norm"), hidden, config.rms_norm_eps)?;
+        let lm_head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(loader.projection("lm_head", [vocabulary, hidden], false)?),
+        };
+        Ok(Self { embed_tokens, layers, norm, lm_head, synthesis: loader.synthesis().clone() })
+    }
+
+    /// The logits of the token after each one of a text.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, seq]`
+    /// - output: `[batch, seq, vocab_size]`, F32
+    ///
+    /// # Panics
+    /// On CPU backends, if a token is `vocab_size` or more.
+    pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        self.head(self.hidden(tokens))
+    }
+
+    /// The states before the head, with the last norm.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, seq]`
+    /// - output: `[batch, seq, hidden_size]`
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn hidden(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let states = self.layers.iter().fold(self.embed(tokens), |states, layer| layer.forward(states));
+        self.norm.forward(states)
+    }
+
+    /// [`hidden`](Self::hidden) of new tokens, which are added to `cache`.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward), and if `cache` is of a model with another number of layers, or of another batch.
+    pub fn hidden_cached(&self, tokens: Tensor<2, Int>, cache: &mut LlamaCache) -> Tensor<3> {
+        assert_eq!(cache.layers.len(), self.layers.len(), "layers of the cache (left) and of the model (right)");
+        let layers = self.layers.iter().zip(&mut cache.layers);
+        let states = layers.fold(self.embed(tokens), |states, (layer, cache)| layer.forward_cached(states, cache));
+        self.norm.forward(states)
+    }
+
+    /// The logits that follow from states.
+    ///
+    /// # Shapes
+    /// - states: `[batch, seq, hidden_size]`, with the last norm
+    /// - output: `[batch, seq, vocab_size]`, F32
+    pub fn head(&self, states: Tensor<3>) -> Tensor<3> {
+        let logits = match &self.lm_head {
+            Some(head) => head.forward(states),
+            None => self.embed_tokens.scores(states, &self.synthesis),
+        };
+        logits.cast(DType::F32)
+    }
+
+    /// The logits of the token that comes next, after the tokens in `cache` and `tokens`, which are added to it. The
+    /// head is applied to the last position alone.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, seq]`, those at positions `cache.len()..cache.len() + seq`; at least one
+    /// - output: `[batch, vocab_size]`, F32
+    ///
+    /// # Panics
+    /// As [`hidden_cached`](Self::hidden_cached), and if `seq` is 0.
+    pub fn forward_cached(&self, tokens: Tensor<2, Int>, cache: &mut LlamaCache) -> Tensor<2> {
+        let [batch, seq] = tokens.dims();
+        assert!(seq > 0, "forward_cached needs at least one token");
+        let last = self.hidden_cached(tokens, cache).slice(s![.., seq - 1.., ..]);
+        self.head(last).reshape([batch, self.embed_tokens.n_embedding()])
+    }
+
+    /// The logits of the token after each one of `tokens`, which are added to `cache`.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, seq]`, those at positions `cache.len()..cache.len() + seq`
+    /// - output: `[batch, seq, vocab_size]`, F32
+    ///
+    /// # Panics
+    /// As [`hidden_cached`](Self::hidden_cached).
+    pub fn forward_cached_all(&self, tokens: Tensor<2, Int>, cache: &mut LlamaCache) -> Tensor<3> {
+        self.head(self.hidden_cached(tokens, cache))
+    }
+
+    /// An empty cache that grows as tokens come.
+    pub fn cache(&self) -> LlamaCache {
+        self.cache_with_capacity(0)
+    }
+
+    /// An empty cache that holds `tokens` tokens before it moves for the first time.
+    pub fn cache_with_capacity(&self, tokens: usize) -> LlamaCache {
+        LlamaCache { layers: vec![KeyValueCache::with_capacity(tokens); self.layers.len()] }
+    }
+
+    /// The linear layers, and the head if it has a weight of its own.
+    pub fn projections(&self) -> impl Iterator<Item = &Projection> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            let GatedMlp { gate, up, down } = &layer.mlp;
+            projections(&layer.attention).into_iter().chain([gate, up, down])
+        });
+        layers.chain(&self.lm_head)
+    }
+
+    /// What the [`projections`](Self::projections) take.
+    pub fn linear_size(&self) -> LinearSize {
+        LinearSize::of(self.projections())
+    }
+
+    fn embed(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        // Patterns give F32, whatever the type of the other layers.
+        self.embed_tokens.forward(tokens).cast(self.norm.gamma.val().dtype())
+    }
+}
+
+impl LlamaLayer {
+    fn from_loader(
+        config: &LlamaConfig,
+        layer: usize,
+        name: &str,
+        loader: &mut WeightLoader<'_>,
+    ) -> Result<Self, ModelError> {
+        let (hidden, epsilon) = (config.hidden_size, config.rms_norm_eps);
+        Ok(Self {
+            input_norm: loader.rms_norm(&format!("{name}.input_layernorm"), hidden, epsilon)?,
+            attention: attention(config, layer, &format!("{name}.self_attn"), loader)?,
+            post_attention_norm: loader.rms_norm(&format!("{name}.post_attention_layernorm"), hidden, epsilon)?,
+            mlp: GatedMlp::from_loader(config, &format!("{name}.mlp"), loader)?,
+        })
+    }
+
+    /// Reads a text, `[batch, seq, hidden_size]` to the same.
+    pub fn forward(&self, states: Tensor<3>) -> Tensor<3> {
+        let attended = self.attention.forward(self.input_norm.forward(states.clone()));
+        self.feed_forward(states + attended)
+    }
+
+    /// Reads new tokens, `[batch, seq, hidden_size]` to the same, and adds them to `cache`.
+    ///
+    /// # Panics
+    /// As [`PIXELAttention::forward_cached`].
+    pub fn forward_cached(&self, states: Tensor<3>, cache: &mut KeyValueCache) -> Tensor<3> {
+        let attended = self.attention.forward_cached(self.input_norm.forward(states.clone()), cache);
+        self.feed_forward(states + attended)
+    }
+
+    fn feed_forward(&self, states: Tensor<3>) -> Tensor<3> {
+        states.clone() + self.mlp.forward(self.post_attention_norm.forward(states))
+    }
+}
+
+impl GatedMlp {
+    fn from_loader(config: &LlamaConfig, name: &str, loader: &mut WeightLoader<'_>) -> Result<Self, ModelError> {
+        let (hidden, width, bias) = (config.hidden_size, config.intermediate_size, config.mlp_bias);
+        Ok(Self {
+            gate: loader.projection(&format!("{name}.gate_proj"), [width, hidden], bias)?,
+            up: loader.projection(&format!("{name}.up_proj"), [width, hidden], bias)?,
+            down: loader.projection(&format!("{name}.down_proj"), [hidden, width], bias)?,
+        })
+    }
+
+    /// Applies the MLP to every token, `[batch, seq, hidden_size]` to the same.
+    pub fn forward(&self, states: Tensor<3>) -> Tensor<3> {
+        let states = SharedInput::new(states);
+        self.down.forward(silu(self.gate.forward_shared(&states)) * self.up.forward_shared(&states))
+    }
+}
+
+/// The attention of one layer. Hugging Face's checkpoints pair the halves of a head, which is the order of [`Rotary`].
+fn attention(
+    config: &LlamaConfig,
+    layer: usize,
+    name: &str,
+    loader: &mut WeightLoader<'_>,
+) -> Result<PIXELAttention, ModelError> {
+    let (hidden, query, key) = (config.hidden_size, config.query_size(), config.key_size());
+    let mut input = |part: &str, size| loader.projection(&format!("{name}.{part}"), [size, hidden], config.input_bias);
+    let (query_map, key_map, value_map) = (input("q_proj", query)?, input("k_proj", key)?, input("v_proj", key)?);
+    let output = loader.projection(&format!("{name}.o_proj"), [hidden, query], config.output_bias)?;
+    let mut norm = |part: &str| match config.family {
+        LlamaFamily::Qwen3 => {
+            loader.rms_norm(&format!("{name}.{part}"), config.head_dim, config.rms_norm_eps).map(Some)
+        }
+        _ => Ok(None),
+    };
+    Ok(PIXELAttention {
+        query: query_map,
+        key: key_map,
+        value: value_map,
+        output,
+        query_norm: norm("q_norm")?,
+        key_norm: norm("k_norm")?,
+        dropout: DropoutConfig::new(0.0).init(),
+        rotary: Some(Rotary::new(&config.rotary, config.head_dim)),
+        d_model: hidden,
+        n_heads: config.num_attention_heads,
+        n_kv_heads: config.num_key_value_heads,
+        d_head: config.head_dim,
+        causal: true,
+        window: config.windows[layer],
+        quiet_softmax: false,
+    })
+}
+
+impl LlamaCache {
+    /// The number of tokens held: the position of the next one.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, KeyValueCache::len)
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets every token; the next batch may have another size.
+    pub fn clear(&mut self) {
+        self.layers.iter_mut().for_each(KeyValueCache::clear);
+    }
+
+    /// Forgets the tokens from `len` on; nothing happens if there are fewer.
+    pub fn truncate(&mut self, len: usize) {
+        self.layers.iter_mut().for_each(|layer| layer.truncate(len));
+    }
+}

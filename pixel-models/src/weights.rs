@@ -1,0 +1,384 @@
+//! From the tensors of a checkpoint or an archive to the parameters of a model.
+
+use crate::LoadOptions;
+use crate::error::ModelError;
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
+use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use pixel_core::archive::{Archive, Model, ModelTensor};
+use pixel_nn::{LayerError, PIXELAttention, PIXELEmbedding, PIXELLinear, PixelModule, Projection, SynthesisMode};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+/// Ends of the names of tensors that a model need not read: tables that follow from the configuration, and the head of
+/// BERT's next-sentence task.
+const IGNORED: [&str; 5] =
+    ["position_ids", "token_type_ids", "rotary_emb.inv_freq", "pooler.dense.weight", "pooler.dense.bias"];
+
+/// A lookup table, whatever its vectors are stored as.
+///
+/// As in [`Projection`], the variant is part of a parameter's path in a record.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+#[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "a model has far fewer of them than numbers, and a box is no module")]
+pub enum TokenEmbedding {
+    /// The table as it is: `[n_embedding, d_model]` floats.
+    Dense(Embedding),
+    /// The table as patterns.
+    Pixel(PIXELEmbedding),
+}
+
+impl TokenEmbedding {
+    /// The vectors of tokens.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, seq]`
+    /// - output: `[batch, seq, d_model]`
+    ///
+    /// # Panics
+    /// On CPU backends, if a token is [`n_embedding`](Self::n_embedding) or more.
+    pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        match self {
+            Self::Dense(table) => table.forward(tokens),
+            Self::Pixel(table) => table.forward(tokens),
+        }
+    }
+
+    /// The product of `states` with every vector of the table: the scores of a head that shares the embedding's weight.
+    /// Patterns are multiplied as `mode` says.
+    ///
+    /// # Shapes
+    /// - states: `[batch, seq, d_model]`
+    /// - output: `[batch, seq, n_embedding]`
+    ///
+    /// # Panics
+    /// If the last axis of `states` is not `d_model`.
+    pub fn scores(&self, states: Tensor<3>, mode: &SynthesisMode) -> Tensor<3> {
+        match self {
+            Self::Dense(table) => {
+                let [batch, seq, d_model] = states.dims();
+                // Two axes: with three, Flex copies the transposed table in every call.
+                let scores = states.reshape([batch * seq, d_model]).matmul(table.weight.val().transpose());
+                scores.reshape([batch, seq, self.n_embedding()])
+            }
+            Self::Pixel(table) => table.weight.linear(states, mode),
+        }
+    }
+
+    /// The number of vectors.
+    pub fn n_embedding(&self) -> usize {
+        match self {
+            Self::Dense(table) => table.weight.lazy_shape()[0],
+            Self::Pixel(table) => table.weight.shape().d_output(),
+        }
+    }
+
+    /// The length of a vector.
+    pub fn d_model(&self) -> usize {
+        match self {
+            Self::Dense(table) => table.weight.lazy_shape()[1],
+            Self::Pixel(table) => table.weight.shape().d_input(),
+        }
+    }
+
+    /// Bytes of the table: of its codes and scales as an archive holds them, or of its floats on the device.
+    pub fn stored_bytes(&self) -> usize {
+        match self {
+            Self::Dense(table) => table.weight.dtype().size() * self.n_embedding() * self.d_model(),
+            Self::Pixel(table) => table.stored_bytes(),
+        }
+    }
+}
+
+/// Shows the table inside, as if it stood there by itself.
+impl ModuleDisplay for TokenEmbedding {
+    fn format(&self, passed_settings: DisplaySettings) -> String {
+        match self {
+            Self::Dense(table) => table.format(passed_settings),
+            Self::Pixel(table) => table.format(passed_settings),
+        }
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        match self {
+            Self::Dense(table) => table.custom_content(content),
+            Self::Pixel(table) => table.custom_content(content),
+        }
+    }
+}
+
+/// Hands out the parameters of a model one by one, and keeps account of the tensors that it has read.
+///
+/// A tensor that an archive holds as codes becomes a [`PIXELLinear`] or [`PIXELEmbedding`], any other a layer of
+/// Burn's; every shape is compared with what the caller expects before a value is read.
+///
+/// # Example
+/// ```
+/// # #[cfg(feature = "flex")] {
+/// use burn::tensor::Device;
+/// use pixel_core::archive::Model;
+/// use pixel_models::{LoadOptions, weights::WeightLoader};
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/models/llama");
+///
+/// let model = Model::open(path)?;
+/// let mut loader = WeightLoader::new(&model, LoadOptions::default(), Device::flex());
+/// let table = loader.embedding("model.embed_tokens.weight", [48, 32])?;
+/// assert_eq!((table.n_embedding(), table.d_model()), (48, 32));
+/// let error = loader.embedding("model.embed_tokens.weight", [48, 33]).unwrap_err().to_string();
+/// assert!(error.contains("has shape [48, 32], the configuration says [48, 33]"));
+/// let (names, unused) = loader.finish();
+/// assert_eq!(names.len(), 1);
+/// assert!(!unused.is_empty());
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct WeightLoader<'a> {
+    model: &'a Model,
+    tensors: BTreeMap<String, ModelTensor>,
+    options: LoadOptions,
+    device: Device,
+    used: BTreeSet<String>,
+    names: BTreeMap<ParamId, String>,
+}
+
+impl<'a> WeightLoader<'a> {
+    /// A loader of the tensors of `model`, which puts parameters on `device`.
+    pub fn new(model: &'a Model, options: LoadOptions, device: Device) -> Self {
+        let tensors = model.tensors();
+        Self { model, tensors, options, device, used: BTreeSet::new(), names: BTreeMap::new() }
+    }
+
+    /// How packed layers get at their weights.
+    pub fn synthesis(&self) -> &SynthesisMode {
+        &self.options.synthesis
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The first of `prefixes` under which the tensor `name` is stored; the first of all if it is under none, so that
+    /// the error that follows has the usual name.
+    pub fn prefix(&self, prefixes: &[&'static str], name: &str) -> &'static str {
+        let found = prefixes.iter().find(|prefix| self.contains(&format!("{prefix}{name}")));
+        found.or(prefixes.first()).copied().unwrap_or_default()
+    }
+
+    /// The affine map whose tensors are `NAME.weight`, `[d_output, d_input]`, and, if `bias`, `NAME.bias`,
+    /// `[d_output]`.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingTensor`], [`ModelError::Shape`]; [`ModelError::Archive`] for damaged contents and types
+    /// other than floats; [`ModelError::Layer`] if the device has no implementation for the weight.
+    pub fn projection(
+        &mut self,
+        name: &str,
+        [d_output, d_input]: [usize; 2],
+        bias: bool,
+    ) -> Result<Projection, ModelError> {
+        let weight = format!("{name}.weight");
+        let bias = match bias {
+            true => Some(self.floats(&format!("{name}.bias"), &[d_output])?),
+            false => None,
+        };
+        self.check(&weight, &[d_output, d_input])?;
+        let (id, projection) = match self.archive_of(&weight) {
+            Some(archive) => {
+                let layer = PIXELLinear::from_packed(&archive.packed(&weight)?, bias, &self.device);
+                let layer = layer.map_err(named(&weight))?.with_synthesis(self.options.synthesis.clone());
+                (layer.weight.codes().id, Projection::Pixel(layer))
+            }
+            None => {
+                // Burn's layers hold the transpose. As a view it would make them five times slower on Flex.
+                let values = transposed(&self.floats(&weight, &[d_output, d_input])?, d_input);
+                let dense = self.to_device(values, [d_input, d_output]);
+                let bias = bias.map(|values| Param::from_tensor(self.to_device(values, [d_output])));
+                let layer = Linear { weight: Param::from_tensor(dense), bias };
+                (layer.weight.id, Projection::Dense(layer))
+            }
+        };
+        self.names.insert(id, weight);
+        Ok(projection)
+    }
+
+    /// The lookup table `name`, `[n_embedding, d_model]`.
+    ///
+    /// # Errors
+    /// As [`projection`](Self::projection).
+    pub fn embedding(&mut self, name: &str, shape: [usize; 2]) -> Result<TokenEmbedding, ModelError> {
+        self.check(name, &shape)?;
+        let (id, table) = match self.archive_of(name) {
+            Some(archive) => {
+                let table = PIXELEmbedding::from_packed(&archive.packed(name)?, &self.device).map_err(named(name))?;
+                let table = table.with_synthesis(self.options.synthesis.clone());
+                (table.weight.codes().id, TokenEmbedding::Pixel(table))
+            }
+            None => {
+                let table = Embedding { weight: Param::from_tensor(self.tensor(name, shape)?) };
+                (table.weight.id, TokenEmbedding::Dense(table))
+            }
+        };
+        self.names.insert(id, name.to_owned());
+        Ok(table)
+    }
+
+    /// The vector `name`, `[len]`.
+    ///
+    /// # Errors
+    /// As [`projection`](Self::projection).
+    pub fn vector(&mut self, name: &str, len: usize) -> Result<Param<Tensor<1>>, ModelError> {
+        Ok(Param::from_tensor(self.tensor(name, [len])?))
+    }
+
+    /// The RMS norm whose tensor is `NAME.weight`, `[len]`.
+    ///
+    /// # Errors
+    /// As [`projection`](Self::projection).
+    pub fn rms_norm(&mut self, name: &str, len: usize, epsilon: f64) -> Result<RmsNorm, ModelError> {
+        Ok(RmsNorm { gamma: self.vector(&format!("{name}.weight"), len)?, epsilon })
+    }
+
+    /// The layer norm whose tensors are `NAME.weight` and `NAME.bias`, or `NAME.gamma` and `NAME.beta` as the first
+    /// checkpoints of BERT have them, each `[len]`.
+    ///
+    /// # Errors
+    /// As [`projection`](Self::projection).
+    pub fn layer_norm(&mut self, name: &str, len: usize, epsilon: f64) -> Result<LayerNorm, ModelError> {
+        let [gamma, beta] = match self.contains(&format!("{name}.gamma")) {
+            true => ["gamma", "beta"],
+            false => ["weight", "bias"],
+        };
+        let mut norm = LayerNormConfig::new(len).with_epsilon(epsilon).init(&self.device);
+        norm.gamma = self.vector(&format!("{name}.{gamma}"), len)?;
+        norm.beta = Some(self.vector(&format!("{name}.{beta}"), len)?);
+        Ok(norm)
+    }
+
+    /// The name of the tensor of every weight handed out, by the id of its parameter (of the codes where it is packed),
+    /// and the tensors that nothing asked for.
+    pub fn finish(self) -> (BTreeMap<ParamId, String>, Vec<String>) {
+        let ignored = |name: &String| IGNORED.iter().any(|end| name.ends_with(end));
+        let unused = self.tensors.into_keys().filter(|name| !self.used.contains(name) && !ignored(name)).collect();
+        (self.names, unused)
+    }
+
+    /// The archive, if it holds the tensor as codes.
+    fn archive_of(&self, name: &str) -> Option<&'a Archive> {
+        match self.model {
+            Model::Packed(archive) if archive.entries().contains_key(name) => Some(archive),
+            _ => None,
+        }
+    }
+
+    /// Notes that a tensor is used, and refuses one of another shape.
+    fn check(&mut self, name: &str, expected: &[usize]) -> Result<(), ModelError> {
+        let Some(tensor) = self.tensors.get(name) else {
+            let path = self.model.checkpoint().root().to_owned();
+            return Err(ModelError::MissingTensor { path, tensor: name.to_owned() });
+        };
+        if tensor.shape != expected {
+            let (found, expected) = (tensor.shape.clone(), expected.to_vec());
+            return Err(ModelError::Shape { path: self.path_of(name), tensor: name.to_owned(), expected, found });
+        }
+        self.used.insert(name.to_owned());
+        Ok(())
+    }
+
+    /// The file that holds a tensor.
+    fn path_of(&self, name: &str) -> PathBuf {
+        let checkpoint = self.model.checkpoint();
+        let shard = match self.archive_of(name) {
+            Some(archive) => archive.entries().get(name).map(|entry| entry.shard()),
+            None => checkpoint.tensors().get(name).map(|info| info.shard),
+        };
+        shard.map_or(checkpoint.root(), |shard| &checkpoint.shards()[shard].path).to_owned()
+    }
+
+    fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        self.check(name, shape)?;
+        Ok(self.model.to_f32(name)?)
+    }
+
+    fn tensor<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Result<Tensor<D>, ModelError> {
+        let values = self.floats(name, &shape)?;
+        Ok(self.to_device(values, shape))
+    }
+
+    fn to_device<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+        let dtype = DType::from(self.options.dtype);
+        let data = TensorData::new(values, shape);
+        self.device.memory_persistent_allocations(data, |data| Tensor::from_data(data, (&self.device, dtype)))
+    }
+}
+
+/// A row-major matrix of `cols` columns, at least one, as one of `cols` rows.
+fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
+    /// Rows and columns of a block: two of them, 32 KiB, stay in the first cache.
+    const BLOCK: usize = 64;
+    let rows = values.len() / cols;
+    let mut out = vec![0.0; values.len()];
+    for first_row in (0..rows).step_by(BLOCK) {
+        for first_col in (0..cols).step_by(BLOCK) {
+            for col in first_col..cols.min(first_col + BLOCK) {
+                for row in first_row..rows.min(first_row + BLOCK) {
+                    out[col * rows + row] = values[row * cols + col];
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Says which tensor a layer could not be made of.
+fn named(name: &str) -> impl FnOnce(LayerError) -> LayerError {
+    let name = name.to_owned();
+    move |source| LayerError::Parameter { name, source: Box::new(source) }
+}
+
+/// What the linear layers of a model take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LinearSize {
+    /// Weights, biases not counted.
+    pub weights: usize,
+    /// Bytes of the weights: of codes and scales as an archive holds them, of floats as they are on the device.
+    pub stored_bytes: usize,
+}
+
+impl LinearSize {
+    /// The size of some projections together.
+    pub(crate) fn of<'a>(projections: impl IntoIterator<Item = &'a Projection>) -> Self {
+        projections.into_iter().fold(Self::default(), |sum, projection| Self {
+            weights: sum.weights + projection.d_input() * projection.d_output(),
+            stored_bytes: sum.stored_bytes + projection.stored_bytes(),
+        })
+    }
+
+    /// Bits for each weight.
+    pub fn bits_per_weight(&self) -> f64 {
+        8.0 * self.stored_bytes as f64 / self.weights as f64
+    }
+}
+
+/// The projections of an attention.
+pub(crate) fn projections(attention: &PIXELAttention) -> [&Projection; 4] {
+    [&attention.query, &attention.key, &attention.value, &attention.output]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_a_transposed_matrix_have_no_seams() {
+        for (rows, cols) in [(1, 1), (2, 3), (64, 64), (65, 130), (127, 1), (1, 127)] {
+            let values: Vec<f32> = (0..rows * cols).map(|value| value as f32).collect();
+            let found = transposed(&values, cols);
+            let expected = (0..cols).flat_map(|col| (0..rows).map(move |row| (row * cols + col) as f32));
+            assert!(found.into_iter().eq(expected), "{rows}×{cols}");
+        }
+    }
+}
