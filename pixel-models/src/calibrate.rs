@@ -112,7 +112,7 @@ pub fn calibrate_causal(
     model: &CausalModel,
     tokens: &CalibrationTokens,
     options: &CalibrationOptions,
-    output: &Path,
+    output: impl AsRef<Path>,
     progress: &mut dyn FnMut(CalibrationProgress),
 ) -> Result<Description, CalibrationError> {
     let device = model.network.norm.gamma.val().device();
@@ -151,7 +151,7 @@ pub fn calibrate_encoder(
     model: &EncoderModel,
     tokens: &CalibrationTokens,
     options: &CalibrationOptions,
-    output: &Path,
+    output: impl AsRef<Path>,
     progress: &mut dyn FnMut(CalibrationProgress),
 ) -> Result<Description, CalibrationError> {
     let device = model.network.norm.gamma.val().device();

@@ -20,7 +20,7 @@ const TOKEN_NUMBERS: [&str; 2] = ["generation_config.json", "config.json"];
 /// ```no_run
 /// use pixel_models::tokenizer::TextTokenizer;
 ///
-/// let tokenizer = TextTokenizer::from_file("models/SmolLM2-135M/tokenizer.json".as_ref())?;
+/// let tokenizer = TextTokenizer::from_file("models/SmolLM2-135M/tokenizer.json")?;
 /// let tokens = tokenizer.encode("Once upon a time")?;
 /// let mut stream = tokenizer.stream();
 /// for token in tokens {
@@ -47,7 +47,8 @@ impl TextTokenizer {
     /// # Errors
     /// [`ModelError::Io`] for a file that cannot be read, [`ModelError::Tokenizer`] for one that is not what it should
     /// be.
-    pub fn from_file(path: &Path) -> Result<Self, ModelError> {
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ModelError> {
+        let path = path.as_ref();
         let bytes = fs::read(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
         let invalid = |message: String| ModelError::Tokenizer { path: path.into(), message };
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| invalid(error.to_string()))?;
@@ -446,7 +447,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_missing_or_broken_is_refused() {
-        let missing = TextTokenizer::from_file("absent/tokenizer.json".as_ref());
+        let missing = TextTokenizer::from_file("absent/tokenizer.json");
         assert!(matches!(missing, Err(ModelError::Io { .. })));
         let broken = tokenizer(&[("tokenizer.json", json!({"version": "1.0"}))]);
         assert!(matches!(broken, Err(ModelError::Tokenizer { path, .. }) if path.ends_with("tokenizer.json")));

@@ -37,7 +37,8 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelError::Io`], [`ModelError::Json`]; [`ModelError::MissingField`] and [`ModelError::Config`] for a field
     /// that is missing or wrong; [`ModelError::Unsupported`] for a model that is not built here.
-    pub fn from_file(path: &Path) -> Result<Self, ModelError> {
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ModelError> {
+        let path = path.as_ref();
         let fields = Fields::open(path)?;
         if fields.object("quantization_config")?.is_some() {
             return Err(fields.unsupported("quantization_config", "weights in floats or in a PIXEL archive are"));

@@ -20,7 +20,8 @@ impl Pooling {
     ///
     /// # Errors
     /// [`ModelError`] if the file cannot be read, or asks for anything but exactly one of the mean and the first token.
-    pub fn from_file(path: &Path) -> Result<Self, ModelError> {
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ModelError> {
+        let path = path.as_ref();
         let fields = Fields::open(path)?;
         let instead = "the mean over all tokens or the first token, and nothing in addition, is";
         match fields.optional::<String>("pooling_mode")?.as_deref() {

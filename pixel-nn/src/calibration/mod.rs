@@ -228,7 +228,7 @@ pub fn calibrate<B>(
     batches: &[B],
     mut forward: impl FnMut(&B) -> Option<Tensor<1>>,
     options: &CalibrationOptions,
-    output: &Path,
+    output: impl AsRef<Path>,
     progress: &mut dyn FnMut(CalibrationProgress),
 ) -> Result<Description, CalibrationError> {
     if batches.is_empty() {
