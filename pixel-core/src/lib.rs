@@ -10,8 +10,9 @@
 //!
 //! A weight is rotated so that it looks Gaussian ([`math::rotation`]), each row is divided by its scale
 //! ([`encode::condition`](fn@encode::condition)), a [`codec`] finds pattern indices for the result, and a
-//! [`PackedWeight`] holds indices and scales. Four codecs share one trait: `trellis` (the best quality per bit), `additive` (made for fast kernels), `matching` (sums of patterns of
-//! a dictionary), `uniform` (round to nearest, the yardstick).
+//! [`PackedWeight`] holds indices and scales. Four codecs share one trait: `trellis` (the best quality per bit),
+//! `additive` (made for fast kernels), `matching` (sums of patterns of a dictionary), `uniform` (round to nearest, the
+//! yardstick).
 //!
 //! # One weight
 //! ```
@@ -48,9 +49,10 @@
 //!
 //! # Limits
 //! Weights are coded one by one; with a [calibration](archive::calibration) the error of each column is fed back into
-//! those not yet coded ([`encode::Feedback`]), and rates can be chosen under a mean ([`compressor::allocate_rates`]). Weights of other
-//! float types are coded as F32. The same input, recipe and seed give the same bytes on every machine and for every
-//! number of threads; only widths with an odd part above 128 rely on the platform's `sin` and `cos` in f64.
+//! those not yet coded ([`encode::Feedback`]), and rates can be chosen under a mean ([`compressor::allocate_rates`]).
+//! Weights of other float types are coded as F32. The same input, recipe and seed give the same bytes on every machine
+//! and for every number of threads; only widths with an odd part above 128 rely on the platform's `sin` and `cos` in
+//! f64.
 
 pub mod archive;
 #[cfg(feature = "burn")]
