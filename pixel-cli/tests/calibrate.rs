@@ -281,6 +281,24 @@ fn rates_that_the_options_forbid_are_left_out() {
 }
 
 #[test]
+fn no_output_takes_an_input_or_another_output_with_it() {
+    let dir = workspace("llama");
+    fs::create_dir(dir.path().join("out")).unwrap();
+    calibrate(&dir, "llama", "text.txt", "out/stats.safetensors", &["--weighting", "uniform"]);
+    let refuse = |args: &[&str]| pixel(dir.path(), &[&["compress", "llama", "out"], args].concat()).code(2).stdout("");
+    let calibrated = ["--recipe", "recipe.toml", "--calibration", "out/stats.safetensors", "--overwrite"];
+    // The directory that would be replaced holds the calibration.
+    refuse(&calibrated).stderr(contains("out/stats.safetensors overlap"));
+    // And a recipe written there would go with it.
+    let saved = ["--target-bits", "3", "--save-recipe", "out/saved.toml"];
+    refuse(&[&calibrated[..], &saved].concat()).stderr(contains("inside the output out"));
+    // What is in the way is said before anything is measured.
+    refuse(&[&calibrated[..4], &saved].concat()).stderr(contains("out exists already"));
+    assert!(dir.path().join("out/stats.safetensors").exists());
+    assert_eq!(fs::read_dir(dir.path().join("out")).unwrap().count(), 1);
+}
+
+#[test]
 fn what_compress_refuses_of_a_calibration_is_named() {
     let dir = workspace("llama");
     add(&dir, "bert");

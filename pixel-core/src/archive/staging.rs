@@ -37,6 +37,7 @@ pub(crate) struct Staging {
     path: PathBuf,
     target: PathBuf,
     kind: OutputKind,
+    overwrite: bool,
     /// Whether to remove what lies at `path` on drop.
     armed: bool,
 }
@@ -63,7 +64,7 @@ impl Staging {
             std::fs::create_dir(&path).map_err(ArchiveError::io("create", &path))?;
         }
         // The name is unique to this value, so whatever appears there may be removed with it.
-        Ok(Self { path, target, kind, armed: true })
+        Ok(Self { path, target, kind, overwrite, armed: true })
     }
 
     /// The temporary name.
@@ -76,15 +77,15 @@ impl Staging {
         self.kind
     }
 
-    /// Gives the output its final name. At every moment that name leads to the whole of the old output or the whole of
-    /// the new one, where the file system can exchange two directories (Linux and macOS can); elsewhere a directory
-    /// that is replaced is absent between two renames.
+    /// Gives the output its final name. However the process ends, that name leads to the whole of the old output or the
+    /// whole of the new one, where the file system can exchange two directories (Linux and macOS can); elsewhere a
+    /// directory that is replaced is absent between two renames.
     ///
     /// # Errors
-    /// [`ArchiveError::OutputKind`] if something of the other kind has appeared there meanwhile; [`ArchiveError::Io`].
-    /// An existing output is then unchanged.
+    /// [`ArchiveError::OutputExists`] and [`ArchiveError::OutputKind`] as [`new`](Self::new), for what has appeared
+    /// there meanwhile; [`ArchiveError::Io`]. An existing output is then unchanged, unless the error says where it is.
     pub(crate) fn commit(mut self) -> Result<(), ArchiveError> {
-        check_target(&self.target, self.kind, true)?;
+        check_target(&self.target, self.kind, self.overwrite)?;
         let rename = ArchiveError::io("rename the output to", &self.target);
         let replaces = self.kind == OutputKind::Directory && self.target.symlink_metadata().is_ok();
         if replaces && exchange(&self.path, &self.target).is_ok() {
@@ -95,14 +96,23 @@ impl Staging {
             let old = self.path.with_extension("old");
             std::fs::rename(&self.target, &old).map_err(ArchiveError::io("replace", &self.target))?;
             if let Err(error) = std::fs::rename(&self.path, &self.target) {
-                std::fs::rename(&old, &self.target).map_err(ArchiveError::io("restore", &self.target))?;
+                if let Err(error) = std::fs::rename(&old, &self.target) {
+                    // Both outputs stay: one of them has to be given its name by hand.
+                    self.armed = false;
+                    return Err(ArchiveError::io("restore from its temporary name the output", &old)(error));
+                }
                 return Err(rename(error));
             }
             // The output is in place: failing to remove the replaced one is no error.
             let _ = remove(&old);
-        } else {
+        } else if self.overwrite {
             // Over a file, this replaces it at once.
             std::fs::rename(&self.path, &self.target).map_err(rename)?;
+        } else {
+            rename_new(&self.path, &self.target).map_err(|error| match error.kind() {
+                std::io::ErrorKind::AlreadyExists => ArchiveError::OutputExists { path: self.target.clone() },
+                _ => rename(error),
+            })?;
         }
         self.armed = false;
         Ok(())
@@ -154,6 +164,23 @@ fn check_target(target: &Path, kind: OutputKind, overwrite: bool) -> Result<(), 
 fn exchange(a: &Path, b: &Path) -> std::io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     Ok(renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
+}
+
+/// Renames `from` to `to`, unless something is there, where the file system can tell.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {
+            std::fs::rename(from, to)
+        }
+        result => Ok(result?),
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::rename(from, to)
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
@@ -246,11 +273,40 @@ mod tests {
         let staging = Staging::new(&late, OutputKind::File, false).unwrap();
         std::fs::write(staging.path(), "new").unwrap();
         std::fs::create_dir(&late).unwrap();
+        assert!(matches!(staging.commit(), Err(ArchiveError::OutputExists { .. })));
+        let staging = Staging::new(&dir.path().join("later"), OutputKind::File, true).unwrap();
+        std::fs::write(staging.path(), "new").unwrap();
+        std::fs::create_dir(dir.path().join("later")).unwrap();
         assert!(matches!(staging.commit(), Err(ArchiveError::OutputKind { .. })));
+        std::fs::remove_dir(dir.path().join("later")).unwrap();
         assert!(write_file(&folder, b"new", true).is_err());
         assert_eq!(std::fs::read_to_string(folder.join("precious")).unwrap(), "data");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "data");
         assert_eq!(count(dir.path()), 3);
+    }
+
+    #[test]
+    fn what_appeared_meanwhile_is_not_replaced_unasked() {
+        let dir = tempfile::tempdir().unwrap();
+        for kind in [OutputKind::File, OutputKind::Directory] {
+            let (target, other) = (dir.path().join(format!("{kind}")), dir.path().join(format!("new {kind}")));
+            let write = |path: &Path, text: &str| match kind {
+                OutputKind::File => std::fs::write(path, text).unwrap(),
+                OutputKind::Directory => {
+                    std::fs::create_dir_all(path).unwrap();
+                    std::fs::write(path.join("data"), text).unwrap();
+                }
+            };
+            let staging = Staging::new(&target, kind, false).unwrap();
+            write(staging.path(), "ours");
+            write(&target, "theirs");
+            assert!(matches!(staging.commit(), Err(ArchiveError::OutputExists { .. })), "{kind}");
+            let data = if kind == OutputKind::File { target.clone() } else { target.join("data") };
+            assert_eq!(std::fs::read_to_string(data).unwrap(), "theirs");
+            // Nor between the look and the rename.
+            write(&other, "ours");
+            assert_eq!(rename_new(&other, &target).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists, "{kind}");
+        }
     }
 
     #[test]

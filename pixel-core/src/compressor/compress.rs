@@ -1,9 +1,10 @@
 //! A checkpoint into an archive, tensor by tensor.
 
-use super::files::{SideFiles, check_overlap, write_index};
+use super::files::{SideFiles, check_inputs, check_overlap, write_index};
 use super::progress::Progress;
 use super::report::{CompressionReport, TensorReport};
 use super::workers;
+use crate::archive::calibration::Calibration;
 use crate::archive::{ArchiveError, ArchiveWriter, Checkpoint, OutputKind, Record, blake3_hex};
 use crate::encode::Outcome;
 use crate::plan::{Decision, Plan, PlanItem, matrix_of};
@@ -32,6 +33,8 @@ pub fn compress_checkpoint(
 ) -> Result<CompressionReport, ArchiveError> {
     let output = output.as_ref();
     check_overlap(checkpoint.root(), output)?;
+    let shards = checkpoint.shards().iter().map(|shard| shard.path.as_path());
+    check_inputs(shards.chain(plan.calibration().map(Calibration::path)), output)?;
     let side_files = SideFiles::of(checkpoint)?;
     let writer = ArchiveWriter::create(output, OutputKind::of(output), plan.files(), options.overwrite)?;
     let reports = Mutex::new(Vec::new());

@@ -1,7 +1,7 @@
 //! An archive back into a dense checkpoint.
 
 use super::compress::RunOptions;
-use super::files::{SideFiles, check_overlap, write_index};
+use super::files::{SideFiles, check_inputs, check_overlap, write_index};
 use super::progress::Progress;
 use super::workers;
 use crate::archive::{
@@ -32,6 +32,7 @@ pub fn decompress_archive(
 ) -> Result<u64, ArchiveError> {
     let (checkpoint, output) = (archive.checkpoint(), output.as_ref());
     check_overlap(checkpoint.root(), output)?;
+    check_inputs(checkpoint.shards().iter().map(|shard| shard.path.as_path()), output)?;
     let side_files = SideFiles::of(checkpoint)?;
     let mut items = dense_items(archive, dtype)?;
     let (mut files, mut metadata, mut weight_map) = (Vec::new(), Vec::new(), BTreeMap::new());

@@ -3,6 +3,7 @@
 use crate::archive::{ArchiveError, Checkpoint};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Files that hold the same weights in another form: not copied.
@@ -62,7 +63,14 @@ impl SideFiles {
             if let Some(parent) = to.parent() {
                 std::fs::create_dir_all(parent).map_err(ArchiveError::io("create", parent))?;
             }
-            bytes += std::fs::copy(root.join(file), &to).map_err(ArchiveError::io("copy a file to", &to))?;
+            let copy = || {
+                let bytes = std::fs::copy(root.join(file), &to)?;
+                // Elsewhere a file opened for reading cannot be synced.
+                #[cfg(unix)]
+                std::fs::File::open(&to)?.sync_all()?;
+                Ok(bytes)
+            };
+            bytes += copy().map_err(ArchiveError::io("copy a file to", &to))?;
         }
         Ok(bytes)
     }
@@ -90,7 +98,12 @@ pub(super) fn write_index(
     let path = dir.join(crate::archive::INDEX_FILE);
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     let text = serde_json::to_string_pretty(&index).expect("a map of strings");
-    std::fs::write(&path, &text).map_err(ArchiveError::io("write", &path))?;
+    let write = || {
+        let mut file = std::fs::File::create(&path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(ArchiveError::io("write", &path))?;
     Ok(text.len() as u64)
 }
 
@@ -100,6 +113,18 @@ pub(super) fn check_overlap(input: &Path, output: &Path) -> Result<(), ArchiveEr
     let output_full = resolve(output)?;
     if output_full.starts_with(&input_full) || input_full.starts_with(&output_full) {
         return Err(ArchiveError::Overlap { output: output.to_owned(), input: input.to_owned() });
+    }
+    Ok(())
+}
+
+/// Refuses an output that would replace one of the files `inputs`, or a directory in which one lies, wherever links lead.
+pub(super) fn check_inputs<'a>(inputs: impl Iterator<Item = &'a Path>, output: &Path) -> Result<(), ArchiveError> {
+    let output_full = resolve(output)?;
+    for input in inputs {
+        let full = std::fs::canonicalize(input).map_err(ArchiveError::io("open", input))?;
+        if full.starts_with(&output_full) {
+            return Err(ArchiveError::Overlap { output: output.to_owned(), input: input.to_owned() });
+        }
     }
     Ok(())
 }

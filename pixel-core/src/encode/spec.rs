@@ -28,7 +28,8 @@ pub struct CodingSpec {
     pub codec: CodecSpec,
     /// The seed of the rotation's signs. Default: no rotation.
     pub rotation: Option<u64>,
-    /// Columns that are stored in F16 in place of codes, those with the largest `H_jj·‖w_j‖²`. Default: 0.
+    /// Columns that are stored in F16 in place of codes, those with the largest `H_jj·‖w_j‖²`, or `‖w_j‖²` where no
+    /// errors are fed back. Default: 0.
     pub protect: usize,
     /// Rank and storage of a low-rank part in addition to the codes. Default: none.
     pub low_rank: Option<LowRankSpec>,

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use choices::{Factors, Hybrid, PresetName, Rotate, Solver, TargetScope};
 use clap::builder::PossibleValuesParser;
 use pixel_core::archive::calibration::Calibration;
-use pixel_core::archive::{Checkpoint, write_file};
+use pixel_core::archive::{ArchiveError, Checkpoint, write_file};
 use pixel_core::codec::FAMILIES;
 use pixel_core::compressor::{Allocation, RateRequest, RateTarget, allocate_rates, compress_checkpoint, sample_errors};
 use pixel_core::plan::{Plan, PlanItem, Recipe, num_workers};
@@ -139,6 +139,7 @@ impl Args {
             print!("{}", recipe.to_toml());
             return Ok(ExitCode::SUCCESS);
         }
+        self.check_outputs()?;
         let inputs = Inputs {
             checkpoint: Checkpoint::open(&self.input)?,
             calibration: self.calibration.as_deref().map(Calibration::open).transpose()?.map(Arc::new),
@@ -161,6 +162,23 @@ impl Args {
             (false, None) => bail!("OUT is missing"),
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Refuses outputs that are in the way of each other or of what exists, before anything is measured for them.
+    fn check_outputs(&self) -> Result<()> {
+        let overwrite = self.run.options().overwrite;
+        let output = self.output.as_deref().filter(|_| !self.dry_run);
+        for path in output.into_iter().chain(self.save_recipe.as_deref()) {
+            if !overwrite && path.symlink_metadata().is_ok() {
+                return Err(ArchiveError::OutputExists { path: path.to_owned() }.into());
+            }
+        }
+        if let (Some(output), Some(recipe)) = (output, &self.save_recipe)
+            && std::path::absolute(recipe)?.starts_with(std::path::absolute(output)?)
+        {
+            bail!("--save-recipe {}: it would lie inside the output {}", recipe.display(), output.display());
+        }
+        Ok(())
     }
 
     /// Chooses ranks and rates, where the arguments ask for it.

@@ -101,7 +101,7 @@ impl DryRun<'_> {
         println!("weight files: {} -> {}", output::bytes(from), output::bytes(to));
         let (workers, memory) = (self.workers, output::bytes(self.peak_memory));
         println!("peak memory beyond the mapped input, {workers} worker(s): at most {memory}");
-        println!("dry run: nothing was written");
+        println!("dry run: no weight was written");
     }
 
     fn print_sizes(&self) {

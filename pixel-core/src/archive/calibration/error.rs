@@ -125,6 +125,14 @@ pub enum CalibrationFileError {
         /// The other file.
         path: PathBuf,
     },
+    /// Files that are merged name more tokens than can be counted.
+    #[error("group \"{group}\": tokens = {tokens}, with those of the other files more than can be counted")]
+    TokenSum {
+        /// The group.
+        group: String,
+        /// The tokens of this file.
+        tokens: u64,
+    },
 }
 
 impl CalibrationFileError {

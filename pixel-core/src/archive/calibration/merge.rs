@@ -41,7 +41,10 @@ pub fn merge(inputs: &[Calibration], output: impl AsRef<Path>, overwrite: bool) 
                 let means = input.values(&format!("{name}.{suffix}"))?;
                 sums.iter_mut().zip(means).for_each(|(sum, mean)| *sum += weighted(mean));
             }
-            sums.tokens += tokens;
+            sums.tokens = sums
+                .tokens
+                .checked_add(tokens)
+                .ok_or_else(|| CalibrationFileError::TokenSum { group: name.clone(), tokens }.in_file(&input.path))?;
         }
         writer.write(name, &sums)?;
     }
