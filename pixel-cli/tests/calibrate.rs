@@ -291,7 +291,13 @@ fn no_output_takes_an_input_or_another_output_with_it() {
     refuse(&calibrated).stderr(contains("out/stats.safetensors overlap"));
     // And a recipe written there would go with it.
     let saved = ["--target-bits", "3", "--save-recipe", "out/saved.toml"];
-    refuse(&[&calibrated[..], &saved].concat()).stderr(contains("inside the output out"));
+    refuse(&[&calibrated[..], &saved].concat()).stderr(contains("--save-recipe out/saved.toml: it lies inside"));
+    // As would the recipe that is read.
+    let read = ["--recipe", "out/recipe.toml", "--overwrite"];
+    refuse(&read).stderr(contains("out/recipe.toml"));
+    fs::copy(dir.path().join("recipe.toml"), dir.path().join("out/recipe.toml")).unwrap();
+    refuse(&read).stderr(contains("--recipe out/recipe.toml: it lies inside the output out"));
+    fs::remove_file(dir.path().join("out/recipe.toml")).unwrap();
     // What is in the way is said before anything is measured.
     refuse(&[&calibrated[..4], &saved].concat()).stderr(contains("out exists already"));
     assert!(dir.path().join("out/stats.safetensors").exists());

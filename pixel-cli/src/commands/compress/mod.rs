@@ -101,7 +101,7 @@ pub(crate) struct Args {
     /// Seed of the rotations
     #[arg(long)]
     seed: Option<u64>,
-    /// Write nothing: print the exact size, the peak memory, and the error of sampled rows
+    /// Write no weight: print the exact size, the peak memory, and the error of sampled rows
     #[arg(long)]
     dry_run: bool,
     /// Print the recipe that results from file and options, and stop
@@ -173,10 +173,13 @@ impl Args {
                 return Err(ArchiveError::OutputExists { path: path.to_owned() }.into());
             }
         }
-        if let (Some(output), Some(recipe)) = (output, &self.save_recipe)
-            && std::path::absolute(recipe)?.starts_with(std::path::absolute(output)?)
-        {
-            bail!("--save-recipe {}: it would lie inside the output {}", recipe.display(), output.display());
+        let recipes = [("--recipe", &self.recipe), ("--save-recipe", &self.save_recipe)];
+        for (option, recipe) in recipes.into_iter().filter_map(|(option, path)| Some((option, path.as_ref()?))) {
+            if let Some(output) = output
+                && std::path::absolute(recipe)?.starts_with(std::path::absolute(output)?)
+            {
+                bail!("{option} {}: it lies inside the output {}", recipe.display(), output.display());
+            }
         }
         Ok(())
     }
