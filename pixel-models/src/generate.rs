@@ -213,7 +213,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
         std::fs::write(dir.path().join("tokenizer_config.json"), special.to_string()).unwrap();
-        TextTokenizer::from_file(&dir.path().join("tokenizer.json")).unwrap()
+        TextTokenizer::from_file(dir.path().join("tokenizer.json")).unwrap()
     }
 
     fn greedy(max_tokens: usize) -> SamplingConfig {

@@ -191,7 +191,7 @@ pub struct EncoderModel {
 pub fn load(path: impl AsRef<Path>, options: &LoadOptions, device: &Device) -> Result<LoadedModel, ModelError> {
     let path = path.as_ref();
     let side_file = |name: &str| if path.is_file() { path.with_file_name(name) } else { path.join(name) };
-    let config = ModelConfig::from_file(&side_file(CONFIG_FILE))?;
+    let config = ModelConfig::from_file(side_file(CONFIG_FILE))?;
     let weights = Model::open(path)?;
     let mut loader = WeightLoader::new(&weights, options.clone(), device.clone());
     let tokenizer = || if_there(side_file(TOKENIZER_FILE)).map(|file| TextTokenizer::from_file(&file)).transpose();

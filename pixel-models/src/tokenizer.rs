@@ -265,7 +265,7 @@ mod tests {
         for (name, contents) in files {
             fs::write(folder.path().join(name), contents.to_string()).unwrap();
         }
-        TextTokenizer::from_file(&folder.path().join("tokenizer.json"))
+        TextTokenizer::from_file(folder.path().join("tokenizer.json"))
     }
 
     fn special(id: u32, content: &str) -> Value {
@@ -454,7 +454,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("tokenizer.json"), byte_level().to_string()).unwrap();
         fs::write(folder.path().join("tokenizer_config.json"), "{").unwrap();
-        let broken = TextTokenizer::from_file(&folder.path().join("tokenizer.json"));
+        let broken = TextTokenizer::from_file(folder.path().join("tokenizer.json"));
         assert!(matches!(broken, Err(ModelError::Tokenizer { path, .. }) if path.ends_with("tokenizer_config.json")));
     }
 }

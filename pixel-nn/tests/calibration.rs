@@ -228,7 +228,7 @@ fn passes_change_nothing() {
         let (place, mut seen) = (Place::new(), Vec::new());
         let forward = plain(|batch: &Tensor<3>| drop(block.forward(batch.clone())));
         let options = CalibrationOptions { memory_bytes, ..CalibrationOptions::new() };
-        calibrate(&weight_paths(&block), &batches, forward, &options, &place.file(), &mut |done| seen.push(done))
+        calibrate(&weight_paths(&block), &batches, forward, &options, place.file(), &mut |done| seen.push(done))
             .unwrap();
         (fs::read(place.file()).unwrap(), seen)
     };
