@@ -117,7 +117,8 @@ pub(super) fn check_overlap(input: &Path, output: &Path) -> Result<(), ArchiveEr
     Ok(())
 }
 
-/// Refuses an output that would replace one of the files `inputs`, or a directory in which one lies, wherever links lead.
+/// Refuses an output that would replace one of the files `inputs`, or a directory in which one lies, wherever links
+/// lead.
 pub(super) fn check_inputs<'a>(inputs: impl Iterator<Item = &'a Path>, output: &Path) -> Result<(), ArchiveError> {
     let output_full = resolve(output)?;
     for input in inputs {
