@@ -1,8 +1,8 @@
 //! The integer part of decoding, codec by codec: which values of the dictionary each weight is made of.
 
 use super::definition::{Term, indices};
-use crate::codec::additive::{AdditiveLayout, GROUP, PATTERNS};
 use crate::codec::matching::{MatchingLayout, PatternValue};
+use crate::codec::nibble::{NibbleLayout, PATTERNS};
 use crate::codec::trellis::TrellisLayout;
 use crate::codec::uniform::UniformLayout;
 use crate::codec::{CodecLayout, Field};
@@ -18,9 +18,7 @@ pub(super) fn terms<'a, B: Backend>(
 ) -> Box<dyn Iterator<Item = Term<B>> + 'a> {
     match layout {
         CodecLayout::Trellis(layout) => Box::new(std::iter::once_with(|| trellis::<B>(codes, layout))),
-        CodecLayout::Additive(layout) => {
-            Box::new((0..layout.sub_dictionaries).map(|m| additive::<B>(codes, layout, m)))
-        }
+        CodecLayout::Nibble(layout) => Box::new((0..layout.depth()).map(|k| nibble::<B>(codes, layout, k))),
         CodecLayout::Matching(layout) => Box::new((0..layout.terms()).flat_map(|k| matching::<B>(codes, layout, k))),
         CodecLayout::Uniform(layout) => Box::new(uniform::<B>(codes, layout).into_iter()),
     }
@@ -38,12 +36,22 @@ fn trellis<B: Backend>(codes: &IntTensor<B>, layout: &TrellisLayout) -> Term<B> 
     Term { factor: Some(B::float_select(integers, 0, places)), indices: vec![unit] }
 }
 
-/// Term `m`: the pattern that the nibble selects from sub-dictionary `m`.
-fn additive<B: Backend>(codes: &IntTensor<B>, layout: &AdditiveLayout, m: usize) -> Term<B> {
-    let nibbles = read_fields::<B>(codes, cells(layout.shape).map(|(r, c)| layout.field(r, c, m)), 4);
-    let start = cells(layout.shape).map(|(_, c)| (m * PATTERNS * GROUP + c % GROUP) as i32).collect();
-    let places = B::int_add(B::int_mul_scalar(nibbles, (GROUP as i32).into()), indices::<B>(start, &codes.device()));
-    Term { factor: None, indices: vec![places] }
+/// Term `k`: the pattern that nibble `k` of those that reach a weight selects. Where the left edge leaves fewer, the
+/// term is zero times the last.
+fn nibble<B: Backend>(codes: &IntTensor<B>, layout: &NibbleLayout, k: usize) -> Term<B> {
+    let (device, n) = (codes.device(), layout.shape.d_input());
+    let chosen = |col| layout.reaching(col).nth(k).unwrap_or(layout.reaching(col).end - 1);
+    let nibbles = read_fields::<B>(codes, cells(layout.shape).map(|(r, c)| layout.field(r, chosen(c))), 4);
+    let start = |col| {
+        let t = chosen(col);
+        (t % layout.period() * PATTERNS * layout.span() + col - layout.start(t)) as i32
+    };
+    let starts = indices::<B>(cells(layout.shape).map(|(_, c)| start(c)).collect(), &device);
+    let places = B::int_add(B::int_mul_scalar(nibbles, (layout.span() as i32).into()), starts);
+    let exists = |col| layout.reaching(col).len() > k;
+    let factor = (!(0..n).all(exists))
+        .then(|| floats::<B>(cells(layout.shape).map(|(_, c)| f32::from(u8::from(exists(c)))).collect(), &device));
+    Term { factor, indices: vec![places] }
 }
 
 /// Two terms: the level of the index, and minus that of the zero point.

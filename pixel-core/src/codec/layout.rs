@@ -1,8 +1,8 @@
 //! What a kernel needs to know about a codec.
 
-use super::additive::{AdditiveLayout, GROUP};
 use super::bits::write_bits;
 use super::matching::{MatchingLayout, Universal};
+use super::nibble::{EIGHT, NibbleLayout};
 use super::trellis::TrellisLayout;
 use super::uniform::UniformLayout;
 use crate::math::simd::{Simd, for_every_level};
@@ -16,8 +16,8 @@ use std::sync::Arc;
 pub enum CodecLayout {
     /// Windows of a bit string, hashed.
     Trellis(TrellisLayout),
-    /// Sums of patterns of eight weights.
-    Additive(AdditiveLayout),
+    /// Sums of patterns, one of sixteen for each nibble: `additive` and `lapped`.
+    Nibble(NibbleLayout),
     /// Sums of scaled patterns of tiles.
     Matching(MatchingLayout),
     /// Levels and zero points.
@@ -45,7 +45,7 @@ impl CodecLayout {
     pub const fn shape(&self) -> Shape {
         match self {
             Self::Trellis(layout) => layout.grid.shape,
-            Self::Additive(layout) => layout.shape,
+            Self::Nibble(layout) => layout.shape,
             Self::Matching(layout) => layout.grid().shape,
             Self::Uniform(layout) => layout.shape,
         }
@@ -55,7 +55,7 @@ impl CodecLayout {
     pub const fn num_words(&self) -> usize {
         match self {
             Self::Trellis(layout) => layout.grid.num_tiles() * layout.tile_words(),
-            Self::Additive(layout) => layout.num_words(),
+            Self::Nibble(layout) => layout.num_words(),
             Self::Matching(layout) => layout.num_words(),
             Self::Uniform(layout) => layout.code_words() + layout.zero_words(),
         }
@@ -78,7 +78,7 @@ impl CodecLayout {
     pub const fn dictionary_len(&self) -> usize {
         match self {
             Self::Trellis(_) => 1,
-            Self::Additive(layout) => layout.dictionary_len(),
+            Self::Nibble(layout) => layout.dictionary_len(),
             Self::Matching(layout) => layout.dictionary_len(),
             Self::Uniform(layout) => 1 << layout.bits,
         }
@@ -97,14 +97,14 @@ impl CodecLayout {
         match self {
             Self::Trellis(layout) => layout.grid.tile.rows,
             Self::Matching(layout) => layout.grid().tile.rows,
-            Self::Additive(_) | Self::Uniform(_) => 1,
+            Self::Nibble(_) | Self::Uniform(_) => 1,
         }
     }
 
     /// The codes in the order of this layout, from the streams of words of a file, one after the other.
     pub(crate) fn arrange<'a>(&self, stored: &'a [u32]) -> Cow<'a, [u32]> {
         match self {
-            Self::Additive(layout) => layout.arrange(stored).into(),
+            Self::Nibble(layout) => layout.arrange(stored).into(),
             Self::Trellis(_) | Self::Matching(_) | Self::Uniform(_) => stored.into(),
         }
     }
@@ -113,14 +113,14 @@ impl CodecLayout {
     pub fn tables(&self) -> LayoutTables {
         match self {
             Self::Matching(layout) => LayoutTables(Some(layout.universal())),
-            Self::Trellis(_) | Self::Additive(_) | Self::Uniform(_) => LayoutTables(None),
+            Self::Trellis(_) | Self::Nibble(_) | Self::Uniform(_) => LayoutTables(None),
         }
     }
 
     /// The streams of words of a file, one after the other.
     pub(crate) fn stored_order<'a>(&self, words: &'a [u32]) -> Cow<'a, [u32]> {
         match self {
-            Self::Additive(layout) => layout.stored_order(words).into(),
+            Self::Nibble(layout) => layout.stored_order(words).into(),
             Self::Trellis(_) | Self::Matching(_) | Self::Uniform(_) => words.into(),
         }
     }
@@ -135,7 +135,7 @@ impl CodecLayout {
         };
         match self {
             Self::Trellis(_) => {}
-            Self::Additive(layout) => {
+            Self::Nibble(layout) => {
                 let row_bits = 4 * layout.fields();
                 clear(words, row_bits.div_ceil(32), row_bits);
             }
@@ -160,7 +160,7 @@ impl CodecLayout {
     pub(crate) const fn column_step(&self) -> usize {
         match self {
             Self::Trellis(layout) => layout.grid.tile.cols,
-            Self::Additive(_) => GROUP,
+            Self::Nibble(_) => EIGHT,
             // Groups, and 32 fields of any width, which end with a word.
             Self::Uniform(layout) => layout.group << 5u32.saturating_sub(layout.group.trailing_zeros()),
             Self::Matching(layout) => layout.grid().shape.d_input(),
@@ -200,7 +200,7 @@ for_every_level! {
         let Readable { layout, tables, words, dictionary } = *codes;
         match layout {
             CodecLayout::Trellis(layout) => layout.decode_columns(words, dictionary, band, columns, rows),
-            CodecLayout::Additive(layout) => layout.decode_columns(words, dictionary, band, columns, rows),
+            CodecLayout::Nibble(layout) => layout.decode_columns(words, dictionary, band, columns, rows),
             CodecLayout::Matching(layout) => layout.decode_band(tables.universal(), words, dictionary, band, rows),
             CodecLayout::Uniform(layout) => {
                 let (codes, zeros) = words.split_at(layout.code_words());

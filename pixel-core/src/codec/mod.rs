@@ -13,6 +13,7 @@ pub mod additive;
 pub mod bits;
 mod layout;
 pub mod matching;
+pub mod nibble;
 pub mod spec;
 mod stream;
 pub mod trellis;

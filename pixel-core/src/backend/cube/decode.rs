@@ -1,8 +1,8 @@
 //! One weight from its codes: the integer part in 32-bit words, the same on every device.
 
 use crate::codec::CodecLayout;
-use crate::codec::additive::{AdditiveLayout, FIELD_BYTES, GROUP, PATTERNS, STRIP};
 use crate::codec::matching::MatchingLayout;
+use crate::codec::nibble::{EIGHT, FIELD_BYTES, NibbleLayout, PATTERNS, STRIP, Windows};
 use crate::codec::trellis::{TILE_LEN, TrellisLayout};
 use crate::codec::uniform::UniformLayout;
 use cubecl::prelude::*;
@@ -33,7 +33,7 @@ pub(super) fn value(
 ) -> f32 {
     match comptime!(layout) {
         CodecLayout::Trellis(layout) => trellis(codes, dictionary, row, col, layout),
-        CodecLayout::Additive(layout) => additive(codes, dictionary, row, col, layout),
+        CodecLayout::Nibble(layout) => nibbles(codes, dictionary, row, col, layout),
         CodecLayout::Matching(layout) => matching(codes, dictionary, row, col, layout),
         CodecLayout::Uniform(layout) => uniform(codes, dictionary, row, col, layout),
     }
@@ -43,7 +43,7 @@ pub(super) fn value(
 pub(super) const fn has_eights(layout: &CodecLayout) -> bool {
     match layout {
         CodecLayout::Trellis(layout) => layout.grid.tile.cols >= 8,
-        CodecLayout::Additive(_) => true,
+        CodecLayout::Nibble(_) => true,
         CodecLayout::Matching(_) | CodecLayout::Uniform(_) => false,
     }
 }
@@ -61,7 +61,7 @@ pub(super) fn eight(
 ) {
     match comptime!(layout) {
         CodecLayout::Trellis(layout) => trellis_eight(codes, dictionary, row, col, values, layout),
-        CodecLayout::Additive(layout) => additive_eight(codes, dictionary, row, col, values, layout),
+        CodecLayout::Nibble(layout) => nibbles_eight(codes, dictionary, row, col, values, layout),
         CodecLayout::Matching(_) | CodecLayout::Uniform(_) => {}
     }
 }
@@ -194,62 +194,78 @@ fn field32(low: u32, high: u32, shift: u32) -> u32 {
     (low >> shift) | (kept << ((32u32 - shift) % 32u32))
 }
 
-/// The sum of the patterns that the nibbles select.
+/// The sum of the patterns that the nibbles select which reach the weight: see `NibbleLayout::reaching`.
 #[cube]
-fn additive(
+fn nibbles(
     codes: &Tensor<u32>,
     dictionary: &Tensor<f32>,
     row: usize,
     col: usize,
-    #[comptime] layout: AdditiveLayout,
+    #[comptime] layout: NibbleLayout,
 ) -> f32 {
-    let count = comptime!(layout.sub_dictionaries);
+    let per_eight = comptime!(layout.per_eight);
+    let grouped = comptime!(layout.windows == Windows::Grouped);
+    let depth = comptime!(layout.depth());
+    let period = comptime!(layout.period());
+    let span = comptime!(layout.span());
+    let end =
+        if grouped { (col / EIGHT + 1) * per_eight } else { ((col + 1) * per_eight + comptime!(EIGHT - 1)) / EIGHT };
     let mut sum = 0.0f32;
-    #[unroll]
-    for m in 0..count {
-        let nibble = nibble(codes, row, col, m, layout);
-        sum += dictionary[(nibble + comptime!(m * PATTERNS)) * GROUP + col % GROUP];
+    for k in 0..depth {
+        // At the left edge fewer reach it.
+        if end + k >= depth {
+            let t = end + k - depth;
+            let place = if grouped { col % EIGHT } else { col - t * EIGHT / per_eight };
+            sum += dictionary[(t % period * PATTERNS + nibble(codes, row, t, layout)) * span + place];
+        }
     }
     sum
 }
 
-/// Eight weights of one row from column `col` on, a multiple of 8: one group.
+/// Eight weights of one row from column `col` on, a multiple of 8: each nibble that reaches one of them is read once.
 #[cube]
-fn additive_eight(
+fn nibbles_eight(
     codes: &Tensor<u32>,
     dictionary: &Tensor<f32>,
     row: usize,
     col: usize,
     values: &mut Array<f32>,
-    #[comptime] layout: AdditiveLayout,
+    #[comptime] layout: NibbleLayout,
 ) {
-    let count = comptime!(layout.sub_dictionaries);
+    let per_eight = comptime!(layout.per_eight);
+    let span = comptime!(layout.span());
+    // The nibbles before the eight's own that may reach it, and the columns between the first of them and it.
+    let before = comptime!(if layout.windows == Windows::Grouped { 0 } else { layout.depth() });
+    let shift = comptime!(before * EIGHT / per_eight);
+    let first = col / EIGHT * per_eight;
     #[unroll]
-    for i in 0..GROUP {
+    for i in 0..EIGHT {
         values[i] = 0.0f32;
     }
     #[unroll]
-    for m in 0..count {
-        let pattern = (nibble(codes, row, col, m, layout) + comptime!(m * PATTERNS)) * GROUP;
-        #[unroll]
-        for i in 0..GROUP {
-            values[i] += dictionary[pattern + i];
+    for k in 0..comptime!(before + per_eight) {
+        let start = comptime!(layout.start(k));
+        if comptime!(start + span > shift) {
+            // At the left edge there is nothing before the first nibble.
+            if first + k >= before {
+                let nibble = nibble(codes, row, first + k - before, layout);
+                let pattern = (nibble + comptime!(k % layout.period() * PATTERNS)) * span;
+                #[unroll]
+                for i in 0..EIGHT {
+                    if comptime!(i + shift >= start && i + shift < start + span) {
+                        values[i] += dictionary[pattern + comptime!(i + shift - start)];
+                    }
+                }
+            }
         }
     }
 }
 
-/// The code of sub-dictionary `m` for the group of `(row, col)`: see `AdditiveLayout::field`.
+/// Nibble `t` of row `row`: see `NibbleLayout::field`.
 #[cube]
-fn nibble(
-    codes: &Tensor<u32>,
-    row: usize,
-    col: usize,
-    #[comptime] m: usize,
-    #[comptime] layout: AdditiveLayout,
-) -> usize {
-    let count = comptime!(layout.sub_dictionaries);
+fn nibble(codes: &Tensor<u32>, row: usize, t: usize, #[comptime] layout: NibbleLayout) -> usize {
     let words = comptime!(layout.strip_words());
-    let byte = (col / GROUP * count + m) * FIELD_BYTES + row % FIELD_BYTES;
+    let byte = t * FIELD_BYTES + row % FIELD_BYTES;
     let word = codes[row / STRIP * words + byte / 4];
     let shift = byte % 4 * 8 + row % STRIP / FIELD_BYTES * 4;
     ((word >> (shift as u32)) & 15u32) as usize

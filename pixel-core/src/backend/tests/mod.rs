@@ -153,7 +153,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 fn cancellation(weight: &PatternTensors, dense: &Matrix) -> f64 {
     let terms = match weight.layout {
         CodecLayout::Trellis(_) => 1,
-        CodecLayout::Additive(layout) => layout.sub_dictionaries,
+        CodecLayout::Nibble(layout) => layout.depth(),
         CodecLayout::Matching(layout) => layout.terms(),
         CodecLayout::Uniform(_) => 2,
     };
@@ -220,7 +220,7 @@ fn codes_decode_to_the_same_integers(device: &Device, case: &Case) {
     form.scales.fill(1.0);
     match form.layout {
         CodecLayout::Trellis(_) => form.dictionary.fill(1.0),
-        CodecLayout::Additive(_) => form.dictionary.iter_mut().enumerate().for_each(|(i, value)| *value = i as f32),
+        CodecLayout::Nibble(_) => form.dictionary.iter_mut().enumerate().for_each(|(i, value)| *value = i as f32),
         CodecLayout::Uniform(_) => {}
         // Gains and ladder 1, stored patterns each another number, computed ones as integers.
         CodecLayout::Matching(layout) => {

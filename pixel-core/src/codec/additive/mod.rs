@@ -38,25 +38,20 @@
 //! Compression of Large Language Models via Additive Quantization", 2024: weights of language models.
 
 pub mod dictionary;
-mod layout;
 pub mod search;
-mod stored;
 
+pub use super::nibble::PATTERNS;
+use super::nibble::{EIGHT, NibbleLayout, StoredRows, Windows, nibble};
 use super::{
     BlockEncoder, Codec, CodecFamily, CodecLayout, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec,
     StreamType, check_row_padding,
 };
 use crate::error::{ConfigError, FormatError};
 use crate::matrix::{MatrixRef, Shape};
-pub use layout::{AdditiveLayout, FIELD_BYTES, QUAD, STRIP};
 use search::{MAX_BEAM, Search};
-use stored::StoredRows;
 
 /// Weights in a group.
-pub const GROUP: usize = 8;
-
-/// Patterns in a sub-dictionary.
-pub const PATTERNS: usize = 16;
+pub const GROUP: usize = EIGHT;
 
 /// The most sub-dictionaries: their codes fill a word.
 pub const MAX_SUB_DICTIONARIES: usize = 8;
@@ -113,7 +108,7 @@ struct AdditiveCodec {
 
 impl AdditiveCodec {
     fn stored(&self, shape: Shape) -> StoredRows {
-        StoredRows { shape, sub_dictionaries: self.dictionary.len() }
+        StoredRows { shape, per_eight: self.dictionary.len() }
     }
 
     /// A search that ignores all but the first `width` weights of a group.
@@ -159,7 +154,8 @@ impl Codec for AdditiveCodec {
     }
 
     fn layout(&self, shape: Shape) -> Option<CodecLayout> {
-        Some(CodecLayout::Additive(AdditiveLayout { shape, sub_dictionaries: self.dictionary.len() }))
+        let (per_eight, windows) = (self.dictionary.len(), Windows::Grouped);
+        Some(CodecLayout::Nibble(NibbleLayout { shape, per_eight, windows }))
     }
 
     fn dictionary(&self, _shape: Shape, _codes: &Codes) -> Vec<f32> {
@@ -172,7 +168,7 @@ impl Codec for AdditiveCodec {
     }
 
     fn num_indices(&self, shape: Shape) -> usize {
-        shape.d_output() * shape.d_input().div_ceil(GROUP) * self.dictionary.len()
+        shape.d_output() * self.stored(shape).row_nibbles()
     }
 
     fn check(&self, shape: Shape, codes: &Codes) -> Result<(), FormatError> {
@@ -219,12 +215,6 @@ fn decode_group(codes: u32, dictionary: &[f32]) -> [f32; GROUP] {
         }
     }
     sum
-}
-
-/// Code `m` of a group's codes.
-#[inline]
-const fn nibble(codes: u32, m: usize) -> usize {
-    (codes >> (4 * m) & 15) as usize
 }
 
 #[cfg(test)]

@@ -3,10 +3,13 @@
 
 #[cfg(target_arch = "x86_64")]
 mod activations;
-mod additive;
-#[cfg(target_arch = "x86_64")]
-mod additive_x86;
 mod decoded;
+mod nibble;
+mod nibble_tables;
+#[cfg(target_arch = "x86_64")]
+mod nibble_tables_x86;
+#[cfg(target_arch = "x86_64")]
+mod nibble_x86;
 mod scratch;
 #[cfg(target_arch = "x86_64")]
 mod trellis;
@@ -98,7 +101,7 @@ impl Product<'_> {
             return;
         }
         match &self.layout {
-            CodecLayout::Additive(layout) => additive::linear(self, layout, x, out),
+            CodecLayout::Nibble(layout) => nibble::linear(self, layout, x, out),
             _ => decoded::linear(self, x, out),
         }
     }

@@ -2,9 +2,9 @@
 //! that are rounded to two bytes a value.
 
 use super::activations::{LARGEST, peak, rounds};
-use super::additive::{BAND, Strips};
+use super::nibble::{BAND, Strips};
 use super::scratch::Scratch;
-use crate::codec::additive::{FIELD_BYTES, PATTERNS, QUAD, STRIP};
+use crate::codec::nibble::{FIELD_BYTES, PATTERNS, QUAD, STRIP};
 use crate::math::simd::{Simd, SimdLevel};
 use std::arch::x86_64::*;
 

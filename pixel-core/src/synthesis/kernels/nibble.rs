@@ -1,18 +1,18 @@
-//! Products with an additively coded weight, by tables: `x·ŵ` for a group of eight inputs is a sum over the
-//! sub-dictionaries of `x·P_m[c_m]`, of which there are sixteen. They are computed once for all rows, and a row adds up
-//! those that its codes name.
+//! Products with a weight that is a sum of patterns, by tables: `x·ŵ` is a sum over the nibbles of the products of
+//! their patterns with the inputs that these reach, of which there are sixteen for each. They are computed once for all
+//! rows, and a row adds up those that its codes name.
 //!
 //! Source: Jégou, Douze and Schmid, *Product Quantization for Nearest Neighbor Search* (2011), for distances by tables;
 //! André, Kermarrec and Le Scouarnec, *Quicker ADC* (2019), for tables in registers.
 
 #[cfg(target_arch = "x86_64")]
 use super::Arithmetic;
+use super::nibble_tables::{Columns, fill_tables};
 #[cfg(target_arch = "x86_64")]
-use super::additive_x86::{Avx512, RoundedTables};
+use super::nibble_x86::{Avx512, RoundedTables};
 use super::scratch::Scratch;
 use super::{Product, for_each_band};
-use crate::codec::additive::{AdditiveLayout, FIELD_BYTES, GROUP, PATTERNS, QUAD, STRIP};
-use crate::math::simd::for_every_level;
+use crate::codec::nibble::{FIELD_BYTES, NibbleLayout, PATTERNS, QUAD, STRIP};
 
 /// Fields whose tables are used for all rows of a band before the next: 32 KB of them stay in the nearest cache.
 const CHUNK: usize = 512;
@@ -27,16 +27,19 @@ const RATE: usize = 80;
 const MAX_BATCH: usize = 8;
 
 /// `x·Wᵀ`, `[d_output, batch]`, for `x` `[batch, d_input]`.
-pub(super) fn linear(product: &Product<'_>, layout: &AdditiveLayout, x: &[f32], out: &mut [f32]) {
+pub(super) fn linear(product: &Product<'_>, layout: &NibbleLayout, x: &[f32], out: &mut [f32]) {
     let (n, fields) = (layout.shape.d_input(), layout.quads() * QUAD);
     let batch = x.len() / n;
-    let columns = columns(product.dictionary);
+    let columns = Columns::new(layout, product.dictionary);
+    let mut padded = Scratch::<f32>::new(columns.padded_len());
+    padded[n..].fill(0.0);
     let mut tables = Scratch::<f32>::new(batch.min(MAX_BATCH) * fields * PATTERNS);
     for (block, x) in x.chunks(MAX_BATCH * n).enumerate() {
         let rows = x.chunks_exact(n);
         let width = rows.len();
         for (x, tables) in rows.zip(tables.chunks_exact_mut(fields * PATTERNS)) {
-            fill_tables(product.simd, x, &columns, layout.sub_dictionaries, tables);
+            padded[..n].copy_from_slice(x);
+            fill_tables(product.simd, &columns, &padded, tables);
         }
         let lookup = Lookup::new(product, &tables[..width * fields * PATTERNS], fields);
         let parallel = product.is_parallel(width, RATE);
@@ -62,7 +65,7 @@ pub(super) fn linear(product: &Product<'_>, layout: &AdditiveLayout, x: &[f32], 
 }
 
 /// Strips of a band: enough of them for the tables to be worth loading, and enough bands for all threads.
-fn band_strips(layout: &AdditiveLayout, parallel: bool) -> usize {
+fn band_strips(layout: &NibbleLayout, parallel: bool) -> usize {
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
     layout.strips().div_ceil(4 * threads).clamp(1, BAND)
 }
@@ -81,42 +84,6 @@ impl<'a> Strips<'a> {
     pub(super) fn fields(self, strip: usize, first: usize, len: usize) -> &'a [u8] {
         let words = &self.codes[strip * self.strip_words..][..self.strip_words];
         &bytemuck::cast_slice(words)[first * FIELD_BYTES..][..len * FIELD_BYTES]
-    }
-}
-
-/// Weight `j` of every pattern of every sub-dictionary, `[M, 8, 16]`.
-fn columns(dictionary: &[f32]) -> Scratch<f32> {
-    let mut columns = Scratch::new(dictionary.len());
-    for (patterns, columns) in dictionary.chunks_exact(PATTERNS * GROUP).zip(columns.chunks_exact_mut(PATTERNS * GROUP))
-    {
-        for (i, column) in columns.iter_mut().enumerate() {
-            *column = patterns[i % PATTERNS * GROUP + i / PATTERNS];
-        }
-    }
-    columns
-}
-
-for_every_level! {
-    /// `x·P_m[c]` for every group, sub-dictionary `m` and code `c`, `[groups, M, 16]`, and zeros behind them.
-    fn fill_tables(x: &[f32], columns: &[f32], sub_dictionaries: usize, tables: &mut [f32]) -> () {
-        let per_group = sub_dictionaries * PATTERNS;
-        let groups = x.len().div_ceil(GROUP);
-        let (tables, padding) = tables.split_at_mut(groups * per_group);
-        padding.fill(0.0);
-        for (x, tables) in x.chunks(GROUP).zip(tables.chunks_exact_mut(per_group)) {
-            let mut group = [0.0; GROUP];
-            group[..x.len()].copy_from_slice(x);
-            let (tables, _) = tables.as_chunks_mut::<PATTERNS>();
-            for (table, columns) in tables.iter_mut().zip(columns.chunks_exact(PATTERNS * GROUP)) {
-                let mut sums = [0.0; PATTERNS];
-                for (x, column) in group.iter().zip(columns.as_chunks::<PATTERNS>().0) {
-                    for (sum, value) in sums.iter_mut().zip(column) {
-                        *sum += x * value;
-                    }
-                }
-                *table = sums;
-            }
-        }
     }
 }
 
