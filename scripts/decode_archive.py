@@ -7,7 +7,7 @@ decodes every packed weight of one shard and compares it to the file that `pixel
 prints a line per codec and exits 1 if anything differs.
 
 It shares no code with the Rust decoder; the one thing it takes from there is what the page names as data, the tables
-of the additive codec. It needs numpy; hashes are checked where the package `blake3` is installed. Section numbers
+of the additive and the lapped codec. It needs numpy; hashes are checked where the package `blake3` is installed. Section numbers
 below are those of the page.
 """
 
@@ -26,7 +26,7 @@ try:
 except ImportError:
     blake3 = None
 
-DICTIONARIES = Path(__file__).resolve().parent.parent / "pixel-core/src/codec/additive/dictionary"
+CODECS = Path(__file__).resolve().parent.parent / "pixel-core/src/codec"
 
 # What rounding to the type of the dense file may change, relative to the row, and the type's smallest step.
 TOLERANCE = {"F64": 1e-5, "F32": 1e-5, "F16": 1e-3, "BF16": 1e-2}
@@ -85,6 +85,7 @@ def read_safetensors(path):
 STREAMS = {
     "trellis": ("codes", "scales"),
     "additive": ("codes", "scales"),
+    "lapped": ("codes", "scales"),
     "matching": ("codes", "patterns", "scales"),
     "uniform": ("codes", "scales", "zeros"),
 }
@@ -279,12 +280,11 @@ def trellis(weight):
 
 
 @lru_cache
-def dictionary(m):
-    """The table of `m` sub-dictionaries: every innermost list of the source file is one pattern of 8 weights."""
-    source = (DICTIONARIES / f"m{m}.rs").read_text()
-    patterns = re.findall(r"\[\s*((?:-?\d+\s*,\s*){7}-?\d+)\s*,?\s*\]", source)
-    require(len(patterns) == 16 * m, f"m{m}.rs: {len(patterns)} patterns")
-    return np.array([[int(x) for x in pattern.split(",")] for pattern in patterns]).reshape(m, 16, 8)
+def dictionary(codec, m, span):
+    """The patterns of a codec with `m` nibbles for 8 weights: the innermost lists of `span` integers in its source."""
+    source = (CODECS / codec / f"dictionary/m{m}.rs").read_text()
+    patterns = re.findall(r"\[\s*((?:-?\d+\s*,\s*){%d}-?\d+)\s*,?\s*\]" % (span - 1), source)
+    return np.array([[int(x) for x in pattern.split(",")] for pattern in patterns])
 
 
 def additive(weight):
@@ -294,7 +294,9 @@ def additive(weight):
     words = weight.stream("codes", "U32", weight.m, -(-groups * 4 * count // 32))
     check_padding(weight, words, groups * 4 * count)
     total = np.zeros((weight.m, groups, 8), np.int64)
-    for sub, table in enumerate(dictionary(count)):
+    patterns = dictionary("additive", count, 8)
+    require(len(patterns) == 16 * count, f"{len(patterns)} additive patterns at {weight.bits} bits")
+    for sub, table in enumerate(patterns.reshape(count, 16, 8)):
         total += table[bit_fields(words, (np.arange(groups) * count + sub) * 4, 4)]
     return total.reshape(weight.m, groups * 8)[:, : weight.n] / 64
 
@@ -434,7 +436,32 @@ def uniform(weight):
     return scales[:, column_group] * (codes - zeros[:, column_group])
 
 
-DECODERS = {"trellis": trellis, "additive": additive, "matching": matching, "uniform": uniform}
+# 5.5 lapped
+
+
+SPANS = {1: 32, 1.5: 24, 2: 16, 2.5: 16, 3: 16, 4: 8}
+
+
+def lapped(weight):
+    require(weight.bits in SPANS, f"{weight.name}: unknown rate")
+    count, span = int(2 * weight.bits), SPANS[weight.bits]  # M, S
+    period = count // math.gcd(count, 8)  # P
+    halves = dictionary("lapped", count, span)
+    require(len(halves) == 8 * period, f"{len(halves)} lapped patterns at {weight.bits} bits")
+    halves = halves.reshape(period, 8, span)
+    patterns = np.concatenate([halves, -halves], axis=1)
+    nibbles = count * -(-weight.n // 8)  # T
+    words = weight.stream("codes", "U32", weight.m, -(-nibbles * 4 // 32))
+    check_padding(weight, words, nibbles * 4)
+    codes = bit_fields(words, np.arange(nibbles) * 4, 4)
+    total = np.zeros((weight.m, 8 * nibbles // count + span), np.int64)
+    for t in range(nibbles):
+        start = 8 * t // count
+        total[:, start : start + span] += patterns[t % period][codes[:, t]]
+    return total[:, : weight.n] / 64
+
+
+DECODERS = {"trellis": trellis, "additive": additive, "matching": matching, "uniform": uniform, "lapped": lapped}
 
 
 # The comparison

@@ -2,8 +2,10 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pixel_bench::gaussian;
+use pixel_core::codec::RowFeedback;
+use pixel_core::codec::lapped::dictionary::Rate;
 use pixel_core::codec::trellis::with_simd;
-use pixel_core::math::simd::SimdLevel;
+use pixel_core::math::simd::{Simd, SimdLevel};
 use pixel_core::{CodecSpec, compress_weight};
 
 fn encode(c: &mut Criterion) {
@@ -11,7 +13,8 @@ fn encode(c: &mut Criterion) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     let mut group = c.benchmark_group("encode");
     group.throughput(Throughput::Elements(weight.shape().num_weights() as u64)).sample_size(10);
-    let specs = ["uniform:2", "additive:2", "matching:2", "trellis:2:window=16", "trellis:2:beam=4"].map(str::to_owned);
+    let specs = ["uniform:2", "additive:2", "lapped:2", "matching:2", "trellis:2:window=16", "trellis:2:beam=4"]
+        .map(str::to_owned);
     let trellis = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0].map(|bits| format!("trellis:{bits}:window=12"));
     for text in specs.iter().chain(&trellis) {
         let spec: CodecSpec = text.parse().expect("a codec");
@@ -35,7 +38,10 @@ fn search(c: &mut Criterion) {
                 let name = format!("{bits} bits, window {window}, {simd:?}");
                 let mut decoded = vec![0.0; weight.as_slice().len()];
                 group.bench_function(BenchmarkId::from_parameter(name), |b| {
-                    b.iter(|| codec.encoder(weight.as_ref()).encode_block(0, weight.as_slice(), &mut decoded));
+                    b.iter(|| {
+                        let mut encoder = codec.encoder(weight.as_ref()).into_blocks().expect("tiles");
+                        encoder.encode_block(0, weight.as_slice(), &mut decoded);
+                    });
                 });
             }
         }
@@ -43,5 +49,29 @@ fn search(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, encode, search);
+/// The lapped code's search alone, at its default beam, by instruction set, and with errors that are fed back.
+fn lapped_search(c: &mut Criterion) {
+    let weight = gaussian(64, 1024, 1);
+    let n = weight.shape().d_input();
+    // What feeds back nothing takes as long as what does.
+    let feedback = RowFeedback::new(n, vec![0.0; n * n]);
+    let mut group = c.benchmark_group("lapped search");
+    group.throughput(Throughput::Elements(weight.shape().num_weights() as u64)).sample_size(10);
+    for bits in [2.0, 4.0] {
+        let rate = Rate::of(bits).expect("a rate");
+        for simd in [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512Vbmi] {
+            let search = rate.search(LAPPED_BEAM).with_simd(Simd::at_most(simd));
+            for (name, feedback) in [("", None), (", fed back", Some(&feedback))] {
+                let id = BenchmarkId::from_parameter(format!("{bits} bits, {simd:?}{name}"));
+                group.bench_function(id, |b| b.iter(|| search.encode(weight.as_ref(), feedback, |_| {})));
+            }
+        }
+    }
+    group.finish();
+}
+
+/// The default of the codec.
+const LAPPED_BEAM: usize = 256;
+
+criterion_group!(benches, encode, search, lapped_search);
 criterion_main!(benches);

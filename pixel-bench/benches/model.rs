@@ -33,7 +33,7 @@ fn model(c: &mut Criterion) {
         });
     };
     bench("dense", &source);
-    for (codec, bits) in [("additive", 2.0), ("trellis", 2.0), ("trellis", 4.0)] {
+    for (codec, bits) in [("additive", 2.0), ("lapped", 2.0), ("trellis", 2.0), ("trellis", 4.0)] {
         let path = work.path().join(format!("{codec}-{bits}"));
         compress(&source, &path, codec, bits);
         bench(&format!("{codec}:{bits}"), &path);

@@ -9,7 +9,7 @@ fn synthesize(c: &mut Criterion) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     let mut group = c.benchmark_group("synthesize");
     group.throughput(Throughput::Elements(weight.shape().num_weights() as u64)).sample_size(20);
-    for text in ["uniform:2", "additive:2", "matching:2", "trellis:2:window=12", "trellis:4:window=12"] {
+    for text in ["uniform:2", "additive:2", "lapped:2", "matching:2", "trellis:2:window=12", "trellis:4:window=12"] {
         let spec: CodecSpec = text.parse().expect("a codec");
         for rotation in [None, Some(1)] {
             let (packed, _) = compress_weight(weight.as_ref(), &spec, rotation).expect("a finite weight");

@@ -74,12 +74,17 @@ impl Size {
 }
 
 /// The codecs of the report.
-pub const CODECS: [&str; 11] = [
+pub const CODECS: [&str; 16] = [
     "additive:1.5",
     "additive:2",
     "additive:2.5",
     "additive:3",
     "additive:4",
+    "lapped:1.5",
+    "lapped:2",
+    "lapped:2.5",
+    "lapped:3",
+    "lapped:4",
     "trellis:2",
     "trellis:2.5",
     "trellis:3",
@@ -100,11 +105,13 @@ pub fn all(size: Size) -> Vec<Contender> {
     for codec in CODECS {
         all.push(kernel(size, codec, SimdLevel::Avx512Vbmi, Arithmetic::Integer));
     }
-    all.push(kernel(size, "additive:2", SimdLevel::Avx2, Arithmetic::Integer));
+    for codec in ["additive:2", "lapped:2"] {
+        all.push(kernel(size, codec, SimdLevel::Avx2, Arithmetic::Integer));
+    }
     all.push(kernel(size, "trellis:2", SimdLevel::Avx2, Arithmetic::Integer));
     all.push(kernel(size, "trellis:4", SimdLevel::Avx2, Arithmetic::Integer));
     all.push(kernel(size, "trellis:2", SimdLevel::Avx512Vbmi, Arithmetic::F32));
-    for codec in ["additive:2", "trellis:2", "trellis:4"] {
+    for codec in ["additive:2", "lapped:2", "trellis:2", "trellis:4"] {
         all.push(layer(size, codec, "flex", &Device::flex()));
         #[cfg(feature = "ndarray")]
         #[allow(deprecated, reason = "Burn advises Flex, but still ships and tests this backend")]

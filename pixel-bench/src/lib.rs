@@ -4,6 +4,7 @@
 //! [`stream`] finds what the machine's memory gives, and [`roofline`] draws one against the other.
 
 pub mod contenders;
+pub mod least_squares;
 pub mod matrices;
 pub mod measure;
 pub mod roofline;

@@ -10,9 +10,9 @@
 //!
 //! A weight is rotated so that it looks Gaussian ([`math::rotation`]), each row is divided by its scale
 //! ([`encode::condition`](fn@encode::condition)), a [`codec`] finds pattern indices for the result, and a
-//! [`PackedWeight`] holds indices and scales. Four codecs share one trait: `trellis` (the best quality per bit),
-//! `additive` (made for fast kernels), `matching` (sums of patterns of a dictionary), `uniform` (round to nearest, the
-//! yardstick).
+//! [`PackedWeight`] holds indices and scales. Five codecs share one trait: `trellis` (the best quality per bit),
+//! `additive` (made for fast kernels), `lapped` (the same kernels, patterns that overlap), `matching` (sums of patterns
+//! of a dictionary), `uniform` (round to nearest, the yardstick).
 //!
 //! # One weight
 //! ```

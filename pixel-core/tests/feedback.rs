@@ -139,7 +139,7 @@ fn defined(weight: &Matrix, moments: &Moments, spec: &CodecSpec) -> Vec<f32> {
     let (m, n) = (shape.d_output(), shape.d_input());
     let codec = spec.build().unwrap();
     let width = codec.block_width(shape);
-    let mut encoder = codec.encoder(weight.as_ref());
+    let mut encoder = codec.encoder(weight.as_ref()).into_blocks().unwrap();
     let mut decoded = vec![0.0f32; m * n];
     for block in (0..n.div_ceil(width)).rev() {
         let (start, end) = (block * width, (block * width + width).min(n));

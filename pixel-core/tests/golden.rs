@@ -27,6 +27,14 @@ fn archives_of_version_1_0_decode_to_what_they_did() {
 }
 
 #[test]
+fn lapped_codes_of_version_1_3_decode_to_what_they_did() {
+    let archive = decoded("v1.3", "lapped");
+    let found: Vec<_> = archive.entries().values().map(|entry| entry.header().codec.bits).collect();
+    assert_eq!(found, pixel_core::codec::family("lapped").unwrap().rates());
+    assert!(archive.entries().values().all(|entry| entry.header().codec.codec == "lapped"));
+}
+
+#[test]
 fn low_rank_parts_of_version_1_2_decode_to_what_they_did() {
     let archive = decoded("v1.2", "low_rank");
     let entries = archive.entries().values().map(|entry| entry.header());

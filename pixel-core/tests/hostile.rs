@@ -16,7 +16,14 @@ fn small_archive(dir: &Path) -> Vec<u8> {
     let weights: Vec<u8> = (0..16 * 24u32).flat_map(|i| ((i * 97 % 61) as f32 / 30.0 - 1.0).to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![16, 24], &weights).unwrap();
     let bias = TensorView::new(Dtype::F32, vec![24], &weights[..96]).unwrap();
-    let tensors = [("trellis", &view), ("additive", &view), ("matching", &view), ("uniform", &view), ("bias", &bias)];
+    let tensors = [
+        ("trellis", &view),
+        ("additive", &view),
+        ("lapped", &view),
+        ("matching", &view),
+        ("uniform", &view),
+        ("bias", &bias),
+    ];
     let source = dir.join("source.safetensors");
     safetensors::serialize_to_file(tensors, None, &source).unwrap();
     let rule = |codec: &str| {
@@ -28,7 +35,7 @@ fn small_archive(dir: &Path) -> Vec<u8> {
         };
         format!("[[rule]]\nmatch = '{codec}'\ncodec = '{codec}'\nbits = 2\n{parts}")
     };
-    let recipe: String = ["trellis", "additive", "matching", "uniform"].map(rule).concat();
+    let recipe: String = ["trellis", "additive", "lapped", "matching", "uniform"].map(rule).concat();
     let recipe = Recipe::from_toml(&recipe).unwrap().compile().unwrap();
     let checkpoint = Checkpoint::open(&source).unwrap();
     let plan = Plan::new(&checkpoint, &recipe).unwrap().with_low_rank_fitter(Arc::new(FixedFactors));

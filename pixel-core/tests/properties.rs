@@ -21,7 +21,7 @@ proptest! {
 
     #[test]
     fn synthesis_is_the_definition(
-        rows in 1usize..45, cols in 1usize..45, family in 0usize..4, rate in 0usize..7,
+        rows in 1usize..45, cols in 1usize..45, family in 0..FAMILIES.len(), rate in 0usize..7,
         rotation in prop::option::of(any::<u64>()), seed in any::<u32>()
     ) {
         let data = weights(rows * cols, seed);
@@ -35,7 +35,7 @@ proptest! {
 
     #[test]
     fn bits_per_weight_counts_every_stored_byte(
-        rows in 1usize..80, cols in 1usize..80, family in 0usize..4, rate in 0usize..7
+        rows in 1usize..80, cols in 1usize..80, family in 0..FAMILIES.len(), rate in 0usize..7
     ) {
         let data = weights(rows * cols, 1);
         let weight = MatrixRef::new(Shape::new(rows, cols).unwrap(), &data).unwrap();
@@ -47,7 +47,7 @@ proptest! {
 
     #[test]
     fn unpacking_what_was_packed_gives_the_same_weight(
-        rows in 1usize..40, cols in 1usize..40, family in 0usize..4, rate in 0usize..7, seed in any::<u32>()
+        rows in 1usize..40, cols in 1usize..40, family in 0..FAMILIES.len(), rate in 0usize..7, seed in any::<u32>()
     ) {
         let data = weights(rows * cols, seed);
         let weight = MatrixRef::new(Shape::new(rows, cols).unwrap(), &data).unwrap();
@@ -59,14 +59,14 @@ proptest! {
     /// What error feedback rests on: it will code the last block first.
     #[test]
     fn the_order_of_the_blocks_does_not_matter(
-        rows in 1usize..40, cols in 1usize..150, family in 0usize..4, rate in 0usize..7, seed in any::<u32>()
+        rows in 1usize..40, cols in 1usize..150, family in 0..FAMILIES.len(), rate in 0usize..7, seed in any::<u32>()
     ) {
         let data = weights(rows * cols, seed);
         let weight = MatrixRef::new(Shape::new(rows, cols).unwrap(), &data).unwrap();
         let codec = spec(family, rate).build().unwrap();
         let width = codec.block_width(weight.shape());
         let encode = |order: &mut dyn Iterator<Item = usize>| {
-            let mut encoder = codec.encoder(weight);
+            let mut encoder = codec.encoder(weight).into_blocks()?;
             let mut decoded = vec![Vec::new(); cols.div_ceil(width)];
             let mut values = vec![0.0; rows * width];
             for block in order {
@@ -74,18 +74,17 @@ proptest! {
                 decoded[block] = vec![0.0; rows * width];
                 encoder.encode_block(block, &values, &mut decoded[block]);
             }
-            (encoder.finish(), decoded)
+            Some((encoder.finish(), decoded))
         };
         let blocks = cols.div_ceil(width);
-        let (forward, decoded_forward) = encode(&mut (0..blocks));
-        let (backward, decoded_backward) = encode(&mut (0..blocks).rev());
-        prop_assert_eq!(forward, backward);
-        prop_assert_eq!(decoded_forward, decoded_backward);
+        let forward = encode(&mut (0..blocks));
+        prop_assert_eq!(forward.is_none(), FAMILIES[family].name() == "lapped");
+        prop_assert_eq!(forward, encode(&mut (0..blocks).rev()));
     }
 
     #[test]
     fn reading_what_was_written_gives_the_same_weights(
-        shapes in prop::collection::vec((1usize..40, 1usize..40), 1..4), family in 0usize..4, rate in 0usize..7
+        shapes in prop::collection::vec((1usize..40, 1usize..40), 1..4), family in 0..FAMILIES.len(), rate in 0usize..7
     ) {
         let config = PIXELConfig { codec: Some(spec(family, rate)), ..PIXELConfig::default() };
         let compressor = PIXELCompressor::new(config).unwrap();
@@ -103,7 +102,7 @@ proptest! {
 
     #[test]
     fn streams_that_do_not_fit_are_refused(
-        rows in 1usize..40, cols in 1usize..40, family in 0usize..4, rate in 0usize..7, drop in 0usize..4
+        rows in 1usize..40, cols in 1usize..40, family in 0..FAMILIES.len(), rate in 0usize..7, drop in 0usize..4
     ) {
         let data = weights(rows * cols, 3);
         let weight = MatrixRef::new(Shape::new(rows, cols).unwrap(), &data).unwrap();
@@ -129,7 +128,11 @@ fn more_bits_mean_less_error() {
         let errors: Vec<f64> = (0..family.rates().len())
             .map(|rate| {
                 let spec = CodecSpec::new(family.name(), family.rates()[rate]);
-                let spec = if family.name() == "trellis" { spec.with_option("window", 10) } else { spec };
+                let spec = match family.name() {
+                    "trellis" => spec.with_option("window", 10),
+                    "lapped" => spec.with_option("beam", 32),
+                    _ => spec,
+                };
                 compress_weight(weight, &spec, Some(1)).unwrap().1.relative_mse()
             })
             .collect();

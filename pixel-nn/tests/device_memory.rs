@@ -13,7 +13,7 @@ const SIDE: usize = 4096;
 
 #[test]
 fn a_linear_of_4096_at_2_bits_holds_its_codes_and_scales() {
-    for codec in ["trellis:2", "additive:2"] {
+    for codec in ["trellis:2", "additive:2", "lapped:2"] {
         let device = Device::flex();
         let before = HEAP.current_usage();
         let config = PIXELLinearConfig::new(SIDE, SIDE).with_bias(false).with_codec(codec.parse().unwrap());

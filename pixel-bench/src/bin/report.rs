@@ -149,7 +149,7 @@ fn rounding([d_output, d_input]: [usize; 2]) -> Result<()> {
     let x = pixel_bench::gaussian(1, d_input, 1);
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN).set_header(["product", "instructions", "relative squared error against f32"]);
-    for codec in ["additive:2", "trellis:2", "trellis:4"] {
+    for codec in ["additive:2", "lapped:2", "trellis:2", "trellis:4"] {
         let form = form(Size { d_output, d_input, batch: 1 }, codec);
         let product = |simd, arithmetic| {
             let mut y = vec![0.0; d_output];
@@ -180,7 +180,7 @@ fn scaling(shapes: &[[usize; 2]], rounds: usize) -> Result<()> {
     table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
     // Below that products stay on one thread.
     for &[d_output, d_input] in shapes.iter().filter(|[rows, columns]| rows * columns >= 1 << 24) {
-        for codec in ["additive:2", "trellis:2", "trellis:4", "uniform:8"] {
+        for codec in ["additive:2", "lapped:2", "trellis:2", "trellis:4", "uniform:8"] {
             for batch in [1, 8] {
                 let size = Size { d_output, d_input, batch };
                 let [mut a, mut b] = [(); 2].map(|()| kernel(size, codec, SimdLevel::Avx512Vbmi, Arithmetic::Integer));

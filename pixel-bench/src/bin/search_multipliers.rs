@@ -88,7 +88,7 @@ fn relative_error(codec: &dyn Codec, sample: &Matrix) -> f64 {
         RowScaling::RootMeanSquare(factor) => factor,
         RowScaling::None => 1.0,
     };
-    let mut encoder = codec.encoder(sample.as_ref());
+    let mut encoder = codec.encoder(sample.as_ref()).into_blocks().expect("tiles");
     let mut values = vec![0.0; shape.d_output() * width];
     let mut decoded = values.clone();
     let (mut ww, mut wd, mut dd) = (0.0, 0.0, 0.0);

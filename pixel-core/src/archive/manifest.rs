@@ -19,7 +19,7 @@ pub const MANIFEST_HASH_KEY: &str = "pixel_blake3";
 /// A reader refuses other major versions.
 pub const VERSION_MAJOR: u32 = 1;
 /// A reader accepts other minor versions and ignores the fields that it does not know.
-pub const VERSION_MINOR: u32 = 2;
+pub const VERSION_MINOR: u32 = 3;
 
 /// The manifest of one shard.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,7 +3,8 @@
 //! A codec sees a *conditioned* weight (rotated if it asks for that, every row divided by its scale, see
 //! [`condition`](crate::encode::condition)), never a file and never a model. It takes the weight in column blocks, in
 //! whatever order the caller chooses, and reports what each block decodes to, so that error feedback can push the error
-//! of one block into those not yet coded.
+//! of one block into those not yet coded. A codec whose codes depend on all columns before takes whole rows instead,
+//! and feeds back what it is told to ([`RowFeedback`]).
 //!
 //! To add a codec, write one file with a [`CodecFamily`] and list it in [`FAMILIES`]: every table, the command line and
 //! the archive then know it. A [`CodecLayout`] of its own gives it a fast decoder and kernels, the same for files and
@@ -11,6 +12,7 @@
 
 pub mod additive;
 pub mod bits;
+pub mod lapped;
 mod layout;
 pub mod matching;
 pub mod nibble;
@@ -30,9 +32,12 @@ use crate::error::{ConfigError, FormatError};
 use crate::matrix::{MatrixRef, Shape};
 use half::f16;
 
+/// The codec of layers where none is asked for: near the trellis in quality, at the speed of `additive`.
+pub const DEFAULT: &str = "lapped";
+
 /// Every codec, in the order in which tables show them.
-pub static FAMILIES: [&dyn CodecFamily; 4] =
-    [&trellis::Trellis, &additive::Additive, &matching::Matching, &uniform::Uniform];
+pub static FAMILIES: [&dyn CodecFamily; 5] =
+    [&trellis::Trellis, &additive::Additive, &lapped::Lapped, &matching::Matching, &uniform::Uniform];
 
 /// The codec family called `name`.
 ///
@@ -86,11 +91,12 @@ pub trait Codec: std::fmt::Debug + Send + Sync {
     /// Exactly what is stored for a weight of `shape`, in the order of [`Codes::streams`].
     fn streams(&self, shape: Shape) -> Vec<StreamSpec>;
 
-    /// Columns that are coded together. The last block of a weight may reach over its right edge.
+    /// Columns that are coded together; 1 for a codec that takes [rows](WeightEncoder::Rows). The last block of a
+    /// weight may reach over its right edge.
     fn block_width(&self, shape: Shape) -> usize;
 
     /// Starts to encode `weight`, conditioned, from which per-weight patterns may be learned.
-    fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> Box<dyn BlockEncoder + 'a>;
+    fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> WeightEncoder<'a>;
 
     /// The definition of decoding: the value at `(row, col)` by itself, as `docs/format.md` says. `codes` have passed
     /// [`check`](Self::check). Slow: it is what decodes a codec without a [`layout`](Self::layout), and what the
@@ -123,6 +129,61 @@ pub trait Codec: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// [`FormatError`] with the stream, the place and the value.
     fn check(&self, shape: Shape, codes: &Codes) -> Result<(), FormatError>;
+}
+
+/// How a codec takes a weight.
+pub enum WeightEncoder<'a> {
+    /// In blocks of columns, whose order does not matter to it.
+    Blocks(Box<dyn BlockEncoder + 'a>),
+    /// In whole rows, since the code of a column depends on all before it.
+    Rows(Box<dyn RowEncoder + 'a>),
+}
+
+impl<'a> WeightEncoder<'a> {
+    /// The encoder of a codec that takes blocks.
+    pub fn into_blocks(self) -> Option<Box<dyn BlockEncoder + 'a>> {
+        match self {
+            Self::Blocks(encoder) => Some(encoder),
+            Self::Rows(_) => None,
+        }
+    }
+}
+
+/// Linear feedback of a row's residuals: the target of column `j` is its weight and `Σ_{i<j} r_i·F_ij`, where `r_i` is
+/// what the target of column `i` is more than what it is coded as.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowFeedback {
+    d_input: usize,
+    /// `F`, `[d_input, d_input]` row-major.
+    factor: Vec<f32>,
+}
+
+impl RowFeedback {
+    /// Feedback by `factor`, `[d_input, d_input]` row-major, of which only what is right of the diagonal counts.
+    ///
+    /// # Panics
+    /// If `factor` has another length.
+    pub fn new(d_input: usize, factor: Vec<f32>) -> Self {
+        assert_eq!(factor.len(), d_input * d_input, "values of the factor");
+        Self { d_input, factor }
+    }
+
+    /// What the residual of column `i` adds to each target, followed by the rows of the columns behind it.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.factor[i * self.d_input..]
+    }
+}
+
+/// Encodes one weight, row by row.
+pub trait RowEncoder {
+    /// Encodes every row of `weight`, the one that the encoder was made for, and hands to `sink` its place and what it
+    /// decodes to, `[d_input]`. Residuals are fed back as `feedback` says.
+    fn encode_rows(
+        self: Box<Self>,
+        weight: MatrixRef<'_>,
+        feedback: Option<&RowFeedback>,
+        sink: &mut dyn FnMut(usize, &[f32]),
+    ) -> Codes;
 }
 
 /// Encodes one weight, block by block.

@@ -10,7 +10,7 @@
 use super::bits::{Field, read_bits, write_bits};
 use super::{
     BlockEncoder, Codec, CodecFamily, CodecLayout, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec,
-    StreamType,
+    StreamType, WeightEncoder,
 };
 use crate::error::{ConfigError, FormatError};
 use crate::matrix::{MatrixRef, Shape};
@@ -282,11 +282,15 @@ impl Codec for UniformCodec {
         1
     }
 
-    fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> Box<dyn BlockEncoder + 'a> {
+    fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> WeightEncoder<'a> {
         let layout = self.layout_of(weight.shape());
         let rows = weight.as_slice().chunks_exact(weight.shape().d_input());
         let grids = rows.flat_map(|row| row.chunks(self.group)).map(|values| Grid::fit(values, (1 << self.bits) - 1));
-        Box::new(UniformEncoder { layout, codes: vec![0; layout.code_words()], grids: grids.collect() })
+        WeightEncoder::Blocks(Box::new(UniformEncoder {
+            layout,
+            codes: vec![0; layout.code_words()],
+            grids: grids.collect(),
+        }))
     }
 
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32 {

@@ -1,43 +1,73 @@
 //! The step in the middle: a codec is driven over the columns of a conditioned weight.
 
 use super::condition::Conditioned;
-use super::feedback::{Encoded, Feedback};
+use super::feedback::{Damping, Encoded};
 use super::inputs::PreparedInputs;
 use super::moments::Moments;
 use super::refit::{Fits, RowFit};
-use crate::codec::{Codec, Codes};
-use crate::matrix::MatrixRef;
-use std::sync::Arc;
+use crate::codec::{BlockEncoder, Codec, Codes, RowEncoder, WeightEncoder};
+use crate::matrix::{Matrix, MatrixRef};
 
 /// Codes, and how well they fit the weight.
 pub(super) struct Coded {
     pub(super) codes: Codes,
     pub(super) fits: Fits,
-    /// The feedback that drove the codec, if there was one.
-    pub(super) feedback: Option<Arc<Feedback>>,
+    /// That of the moments, if errors were fed back.
+    pub(super) damping: Option<Damping>,
 }
 
-/// Codes a conditioned weight: block after block from the first, or, where the inputs are known, in the order and from
-/// the targets of error feedback.
+/// Codes a conditioned weight: block after block from the first or row after row, or, where the inputs are known, in
+/// the order and from the targets of error feedback.
 pub(super) fn code(conditioned: &Conditioned, codec: &dyn Codec, inputs: Option<&PreparedInputs>) -> Coded {
-    match inputs {
-        None => forward(conditioned, codec),
-        Some(inputs) => {
-            let weight = conditioned.weight.as_ref();
+    let weight = conditioned.weight.as_ref();
+    let Some(inputs) = inputs else {
+        let (codes, fits) = match codec.encoder(weight) {
+            WeightEncoder::Blocks(encoder) => blocks(conditioned, codec.block_width(weight.shape()), encoder),
+            WeightEncoder::Rows(encoder) => rows(conditioned, encoder),
+        };
+        return Coded { codes, fits: Fits { plain: fits, outputs: None }, damping: None };
+    };
+    let (Encoded { codes, decoded }, damping) = match codec.encoder(weight) {
+        WeightEncoder::Blocks(encoder) => {
             let feedback = inputs.feedback(codec.block_width(weight.shape()));
-            let Encoded { codes, decoded } = feedback.encode(weight, codec);
-            let (plain, outputs) = fits_of(weight, decoded.as_ref(), inputs.moments());
-            Coded { codes, fits: Fits { plain, outputs: Some(outputs) }, feedback: Some(feedback) }
+            (feedback.encode(weight, encoder), feedback.damping)
         }
-    }
+        WeightEncoder::Rows(encoder) => {
+            let factored = inputs.row_feedback();
+            let mut decoded = Matrix::zeros(weight.shape());
+            let n = weight.shape().d_input();
+            let mut sink = |row: usize, values: &[f32]| {
+                decoded.as_mut_slice()[row * n..][..n].copy_from_slice(values);
+            };
+            let codes = encoder.encode_rows(weight, Some(&factored.feedback), &mut sink);
+            (Encoded { codes, decoded }, factored.damping)
+        }
+    };
+    let (plain, outputs) = fits_of(weight, decoded.as_ref(), inputs.moments());
+    Coded { codes, fits: Fits { plain, outputs: Some(outputs) }, damping: Some(damping) }
+}
+
+/// Codes all rows and sums up the error of each.
+fn rows(conditioned: &Conditioned, encoder: Box<dyn RowEncoder + '_>) -> (Codes, Vec<RowFit>) {
+    let weight = conditioned.weight.as_ref();
+    let protected = rows_of_rotation(conditioned);
+    let mut fits = vec![RowFit::default(); weight.shape().d_output()];
+    let codes = encoder.encode_rows(weight, None, &mut |row, decoded| {
+        let fit = &mut fits[row];
+        fit.add(weight.row(row), decoded);
+        for q in &protected {
+            let there: f64 = decoded.iter().zip(q).map(|(d, q)| f64::from(*d) * f64::from(*q)).sum();
+            // The target is zero in these columns, so that only this product includes them.
+            fit.dd = (fit.dd - there * there).max(0.0);
+        }
+    });
+    (codes, fits)
 }
 
 /// Codes all blocks, first to last, and sums up the error of each row; no more than a block is decoded at a time.
-fn forward(conditioned: &Conditioned, codec: &dyn Codec) -> Coded {
+fn blocks(conditioned: &Conditioned, width: usize, mut encoder: Box<dyn BlockEncoder + '_>) -> (Codes, Vec<RowFit>) {
     let weight = conditioned.weight.as_ref();
     let shape = weight.shape();
-    let width = codec.block_width(shape);
-    let mut encoder = codec.encoder(weight);
     let mut fits = vec![RowFit::default(); shape.d_output()];
     let mut values = vec![0.0; shape.d_output() * width];
     let mut decoded = values.clone();
@@ -68,7 +98,7 @@ fn forward(conditioned: &Conditioned, codec: &dyn Codec) -> Coded {
         // The target is zero in these columns, so that only this product includes them.
         fit.dd = (fit.dd - there.iter().map(|d| d * d).sum::<f64>()).max(0.0);
     }
-    Coded { codes: encoder.finish(), fits: Fits { plain: fits, outputs: None }, feedback: None }
+    (encoder.finish(), fits)
 }
 
 /// Row `c` of `Q` for each protected column `c`: its product with a decoded row is the decoded value in that column.

@@ -162,7 +162,7 @@ impl<'a> Encoder<'a> {
         let original = (!is_whole || measured.is_some()).then(|| weight.clone());
         let rotation = spec.rotation.map(|seed| Rotation::new(shape.d_input(), seed));
         let conditioned = condition(weight, codec.row_scaling(), rotation, extracted)?;
-        let Coded { codes, fits, feedback } = code(&conditioned, &*codec, inputs);
+        let Coded { codes, fits, damping } = code(&conditioned, &*codec, inputs);
         let scales = fits.refit(&conditioned);
         let mut weight = fits.weight_sums(&conditioned, &scales);
         let mut output = fits.output_sums(&conditioned, &scales);
@@ -185,7 +185,7 @@ impl<'a> Encoder<'a> {
                 }
             }
         }
-        let (damping, retries) = feedback.map_or((0.0, 0), |feedback| (feedback.damping, feedback.retries));
+        let (damping, retries) = damping.map_or((0.0, 0), |damping| (damping.share, damping.retries));
         let output = output.map(|sums| OutputError { sums, damping, retries });
         Ok((packed, Outcome { weight, output }))
     }

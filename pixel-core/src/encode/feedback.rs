@@ -14,7 +14,7 @@
 //! such feedbacks; the block form as in Tseng et al., *QuIP#* (2024).
 
 use super::moments::Moments;
-use crate::codec::{Codec, Codes};
+use crate::codec::{BlockEncoder, Codes};
 use crate::math::linalg::{add_product, cholesky};
 use crate::matrix::{Matrix, MatrixRef, Shape};
 
@@ -66,9 +66,16 @@ pub struct Feedback {
     columns: Vec<usize>,
     /// `L`, `[n, n]` row-major in places; its blocks on the diagonal are not used.
     factor: Vec<f32>,
-    /// What was added to the diagonal, in units of its mean.
-    pub damping: f64,
-    /// How often damping was doubled because `H` was not positive definite.
+    /// What made `H` positive definite.
+    pub damping: Damping,
+}
+
+/// What was added to the diagonal of `H`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Damping {
+    /// In units of the diagonal's mean.
+    pub share: f64,
+    /// How often it was doubled because `H` was not positive definite.
     pub retries: u32,
 }
 
@@ -101,16 +108,9 @@ impl Feedback {
             order.sort_by(|&a, &b| energies[a].total_cmp(&energies[b]));
         }
         let columns: Vec<usize> = order.iter().flat_map(|&block| inside(block)).collect();
-        let (mut damping, mut retries) = (options.damping, 0);
-        let factor = loop {
-            match cholesky(damped(moments, &columns, damping), n) {
-                Some(factor) => break factor,
-                None if retries == MAX_DOUBLINGS => break damped(&Moments::identity(n), &columns, 0.0),
-                None => (damping, retries) = ((2.0 * damping).max(1e-6), retries + 1),
-            }
-        };
+        let (factor, damping) = factorise(moments, &columns, options.damping);
         let factor = unit_blocks(&factor, n, &order, width);
-        Self { width, order, columns, factor, damping, retries }
+        Self { width, order, columns, factor, damping }
     }
 
     /// Columns of a block.
@@ -124,11 +124,10 @@ impl Feedback {
     }
 
     /// Codes `weight` block by block, each block's error pushed into those not yet coded.
-    pub(super) fn encode(&self, weight: MatrixRef<'_>, codec: &dyn Codec) -> Encoded {
+    pub(super) fn encode(&self, weight: MatrixRef<'_>, mut encoder: Box<dyn BlockEncoder + '_>) -> Encoded {
         let shape = weight.shape();
         let (m, n, width) = (shape.d_output(), shape.d_input(), self.width);
         let ranges = self.block_ranges();
-        let mut encoder = codec.encoder(weight);
         let mut targets = self.gathered(weight);
         let mut decoded = Matrix::zeros(shape);
         let (mut values, mut found) = (vec![0.0; m * width], vec![0.0; m * width]);
@@ -180,6 +179,21 @@ impl Feedback {
         let (m, n) = (shape.d_output() as u64, shape.d_input() as u64);
         // H, its damped copy and the trailing panel in f64; then H and L; targets and decoded values in f32.
         n * n * 8 * 2 + n * 64 * 16 + n * n * 4 + m * n * 8 + m * 4 * (GATHERED as u64 + 32)
+    }
+}
+
+/// The Cholesky factor of `moments`, `[n, n]` with `columns` by place, with `damping` times the mean diagonal added, or
+/// as often doubled as it takes.
+pub(super) fn factorise(moments: &Moments, columns: &[usize], damping: f64) -> (Vec<f64>, Damping) {
+    let (n, mut damping) = (columns.len(), Damping { share: damping, retries: 0 });
+    loop {
+        match cholesky(damped(moments, columns, damping.share), n) {
+            Some(factor) => return (factor, damping),
+            None if damping.retries == MAX_DOUBLINGS => return (damped(&Moments::identity(n), columns, 0.0), damping),
+            None => {
+                damping = Damping { share: (2.0 * damping.share).max(1e-6), retries: damping.retries + 1 };
+            }
+        }
     }
 }
 

@@ -2,11 +2,12 @@
 
 use super::feedback::{Feedback, FeedbackOptions};
 use super::moments::Moments;
+use super::row_feedback::FactoredRows;
 use super::spec::CodingSpec;
 use crate::error::WeightError;
 use crate::math::rotation::Rotation;
 use crate::matrix::{Matrix, Shape};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// The moments of a weight's inputs, rotated and factored: for one weight at several rates, or several weights that
 /// share their inputs. Factors are made when a codec first asks for blocks of their width, and kept.
@@ -19,6 +20,8 @@ pub struct PreparedInputs {
     protected: Option<ProtectedInputs>,
     /// One for each width of blocks that was asked for.
     factors: Mutex<Vec<Arc<Feedback>>>,
+    /// For codecs that take whole rows.
+    rows: OnceLock<Arc<FactoredRows>>,
 }
 
 /// Columns that are protected, ascending, and the unchanged moments of all inputs.
@@ -48,7 +51,7 @@ impl PreparedInputs {
             }
         };
         let (rotation, options) = (spec.rotation, spec.feedback.unwrap_or_default());
-        Self { rotation, options, moments, protected, factors: Mutex::default() }
+        Self { rotation, options, moments, protected, factors: Mutex::default(), rows: OnceLock::new() }
     }
 
     /// The protected columns, ascending.
@@ -80,6 +83,11 @@ impl PreparedInputs {
         let made = Arc::new(Feedback::new(&self.moments, width, self.rotation.is_some(), self.options));
         factors.push(Arc::clone(&made));
         made
+    }
+
+    /// The feedback for codecs that take whole rows.
+    pub(super) fn row_feedback(&self) -> Arc<FactoredRows> {
+        Arc::clone(self.rows.get_or_init(|| Arc::new(FactoredRows::new(&self.moments, self.options))))
     }
 
     /// Refuses a weight of another width.

@@ -18,11 +18,12 @@ mod low_rank;
 mod moments;
 mod protected;
 mod refit;
+mod row_feedback;
 mod spec;
 
 pub use condition::{Conditioned, Extracted, condition};
 pub use encoder::{Encoder, Outcome, OutputError, compress_weight};
-pub use feedback::{BlockOrder, Feedback, FeedbackOptions};
+pub use feedback::{BlockOrder, Damping, Feedback, FeedbackOptions};
 pub use inputs::PreparedInputs;
 pub use low_rank::{FACTOR_GROUP, FactorStorage, LowRank, LowRankFactors, LowRankSpec};
 pub use moments::Moments;

@@ -34,7 +34,8 @@ use half::f16;
 pub struct KernelForm {
     /// How the codes are read.
     pub layout: CodecLayout,
-    /// The codes in the order of the layout, which is that of the file but for `additive`, `[layout.num_words()]`.
+    /// The codes in the order of the layout, which is that of the file but for `additive` and `lapped`,
+    /// `[layout.num_words()]`.
     pub codes: Vec<u32>,
     /// `[d_output, layout.scales_per_row()]`.
     pub scales: Vec<f32>,

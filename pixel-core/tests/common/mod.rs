@@ -48,7 +48,11 @@ impl LowRankFitter for FixedFactors {
 pub(crate) fn spec(family: usize, rate: usize) -> CodecSpec {
     let family = FAMILIES[family];
     let spec = CodecSpec::new(family.name(), family.rates()[rate % family.rates().len()]);
-    if family.name() == "trellis" { spec.with_option("window", 9) } else { spec }
+    match family.name() {
+        "trellis" => spec.with_option("window", 9),
+        "lapped" => spec.with_option("beam", 16),
+        _ => spec,
+    }
 }
 
 /// `weight` coded as `spec` says, by the moments of its inputs if there are some.

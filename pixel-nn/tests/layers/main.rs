@@ -23,7 +23,8 @@ use pixel_nn::{
     PIXELLinearConfig, PixelModule, SharedInput, SynthesisMode, WeightCache,
 };
 
-const CODECS: [&str; 4] = ["trellis:3:window=8", "additive:3:beam=1", "matching:2:beam=1:learned=3", "uniform:4"];
+const CODECS: [&str; 5] =
+    ["trellis:3:window=8", "additive:3:beam=1", "lapped:2:beam=1", "matching:2:beam=1:learned=3", "uniform:4"];
 
 fn codec(text: &str) -> CodecSpec {
     text.parse().unwrap()

@@ -5,6 +5,7 @@
 //! "Revisiting Additive Quantization", ECCV 2016, and "LSQ++", ECCV 2018: the joint update. Their noise on
 //! the dictionary brought nothing here: fresh groups, few at first, are noise enough.
 
+use pixel_bench::least_squares::solve;
 use pixel_core::codec::additive::search::Search;
 use pixel_core::codec::additive::{GROUP, PATTERNS, Patterns};
 use rand::{Rng, RngExt};
@@ -176,28 +177,4 @@ fn fit(residuals: &[Group], codes: &[u32], count: usize) -> Vec<Patterns> {
     solve(&mut together, &mut sums);
     let (sub_dictionaries, _) = sums.as_chunks::<PATTERNS>();
     sub_dictionaries.iter().map(|patterns| patterns.map(|pattern| pattern.map(|weight| weight as f32))).collect()
-}
-
-/// Solves `A X = B` in place by Cholesky's method, `A = L Lᵀ`; `a` is `[n, n]` and becomes `L` below the diagonal, `b`
-/// is `[n, GROUP]` and becomes `X`.
-fn solve(a: &mut [f64], b: &mut [[f64; GROUP]]) {
-    let n = b.len();
-    for i in 0..n {
-        for j in 0..=i {
-            let sum = a[i * n + j] - (0..j).map(|k| a[i * n + k] * a[j * n + k]).sum::<f64>();
-            a[i * n + j] = if i == j { sum.sqrt() } else { sum / a[j * n + j] };
-        }
-    }
-    for i in 0..n {
-        b[i] = std::array::from_fn(|j| {
-            let sum = b[i][j] - (0..i).map(|k| a[i * n + k] * b[k][j]).sum::<f64>();
-            sum / a[i * n + i]
-        });
-    }
-    for i in (0..n).rev() {
-        b[i] = std::array::from_fn(|j| {
-            let sum = b[i][j] - (i + 1..n).map(|k| a[k * n + i] * b[k][j]).sum::<f64>();
-            sum / a[i * n + i]
-        });
-    }
 }

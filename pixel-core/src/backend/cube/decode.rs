@@ -33,7 +33,7 @@ pub(super) fn value(
 ) -> f32 {
     match comptime!(layout) {
         CodecLayout::Trellis(layout) => trellis(codes, dictionary, row, col, layout),
-        CodecLayout::Nibble(layout) => nibbles(codes, dictionary, row, col, layout),
+        CodecLayout::Nibble(layout) => summed(codes, dictionary, row, col, layout),
         CodecLayout::Matching(layout) => matching(codes, dictionary, row, col, layout),
         CodecLayout::Uniform(layout) => uniform(codes, dictionary, row, col, layout),
     }
@@ -61,7 +61,7 @@ pub(super) fn eight(
 ) {
     match comptime!(layout) {
         CodecLayout::Trellis(layout) => trellis_eight(codes, dictionary, row, col, values, layout),
-        CodecLayout::Nibble(layout) => nibbles_eight(codes, dictionary, row, col, values, layout),
+        CodecLayout::Nibble(layout) => summed_eight(codes, dictionary, row, col, values, layout),
         CodecLayout::Matching(_) | CodecLayout::Uniform(_) => {}
     }
 }
@@ -196,7 +196,7 @@ fn field32(low: u32, high: u32, shift: u32) -> u32 {
 
 /// The sum of the patterns that the nibbles select which reach the weight: see `NibbleLayout::reaching`.
 #[cube]
-fn nibbles(
+fn summed(
     codes: &Tensor<u32>,
     dictionary: &Tensor<f32>,
     row: usize,
@@ -224,7 +224,7 @@ fn nibbles(
 
 /// Eight weights of one row from column `col` on, a multiple of 8: each nibble that reaches one of them is read once.
 #[cube]
-fn nibbles_eight(
+fn summed_eight(
     codes: &Tensor<u32>,
     dictionary: &Tensor<f32>,
     row: usize,

@@ -20,7 +20,7 @@ use rand_distr::StandardNormal;
 use std::collections::BTreeSet;
 
 /// Every codec and rate, with cheap searches.
-const SPECS: [&str; 26] = [
+const SPECS: [&str; 32] = [
     "trellis:1:window=8",
     "trellis:1.5:window=9",
     "trellis:2:window=8",
@@ -34,6 +34,12 @@ const SPECS: [&str; 26] = [
     "additive:2.5:beam=1",
     "additive:3:beam=1",
     "additive:4:beam=1",
+    "lapped:1:beam=1",
+    "lapped:1.5:beam=1",
+    "lapped:2:beam=1",
+    "lapped:2.5:beam=1",
+    "lapped:3:beam=1",
+    "lapped:4:beam=1",
     "matching:0.5:beam=1",
     "matching:1:beam=1",
     "matching:2:beam=1:patterns=6:learned=5",
@@ -300,9 +306,14 @@ fn similarities_are_cosines(device: &Device, tiles: usize, patterns: usize, len:
     }
 }
 
-/// Specifications that stand for their codecs where all 26 would take too long.
-const FEW: [&str; 4] =
-    ["trellis:2:window=8", "additive:3:beam=1", "uniform:3:group=8", "matching:2:beam=1:learned=5:patterns=6"];
+/// Specifications that stand for their codecs where all 32 would take too long.
+const FEW: [&str; 5] = [
+    "trellis:2:window=8",
+    "additive:3:beam=1",
+    "lapped:1.5:beam=1",
+    "uniform:3:group=8",
+    "matching:2:beam=1:learned=5:patterns=6",
+];
 
 fn every_codec_and_rate_agrees(device: &Device) {
     for spec in SPECS {

@@ -44,7 +44,7 @@ pub use super::nibble::PATTERNS;
 use super::nibble::{EIGHT, NibbleLayout, StoredRows, Windows, nibble};
 use super::{
     BlockEncoder, Codec, CodecFamily, CodecLayout, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec,
-    StreamType, check_row_padding,
+    StreamType, WeightEncoder, check_row_padding,
 };
 use crate::error::{ConfigError, FormatError};
 use crate::matrix::{MatrixRef, Shape};
@@ -138,14 +138,14 @@ impl Codec for AdditiveCodec {
         GROUP
     }
 
-    fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> Box<dyn BlockEncoder + 'a> {
+    fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> WeightEncoder<'a> {
         let shape = weight.shape();
         let edge = match shape.d_input() % GROUP {
             0 => self.search.clone(),
             width => self.edge_search(width),
         };
         let words = vec![0; shape.d_output() * self.stored(shape).row_words()];
-        Box::new(Encoder { codec: self, shape, edge, words })
+        WeightEncoder::Blocks(Box::new(Encoder { codec: self, shape, edge, words }))
     }
 
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32 {

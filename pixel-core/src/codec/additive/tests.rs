@@ -22,7 +22,7 @@ fn gaussian(d_output: usize, d_input: usize, seed: u64) -> Matrix {
 fn encode(codec: &dyn Codec, weight: &Matrix) -> (Codes, Matrix) {
     let shape = weight.shape();
     let mut reported = Matrix::zeros(shape);
-    let mut encoder = codec.encoder(weight.as_ref());
+    let mut encoder = codec.encoder(weight.as_ref()).into_blocks().unwrap();
     let (mut values, mut decoded) = (vec![0.0; shape.d_output() * GROUP], vec![0.0; shape.d_output() * GROUP]);
     for block in 0..shape.d_input().div_ceil(GROUP) {
         weight.as_ref().copy_columns(block * GROUP, &mut values);

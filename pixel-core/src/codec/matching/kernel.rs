@@ -238,7 +238,8 @@ impl MatchingLayout {
         dictionary[gain as usize] * dictionary[self.ladder_start() + k] * sign * halvings(code >> 1)
     }
 
-    /// The value at `place` of a tile by itself, as the definition has it: term after term, its scale first.
+    /// The value at `place` of a tile by itself, as the definition has it: term after term, its scale first. Of the
+    /// dictionary, the norms are not needed.
     pub(super) fn decode_value(&self, dictionary: &[f32], gain: u32, terms: &[u32], place: usize) -> f32 {
         let mut integers = vec![0.0; self.layout.grid.tile.len()];
         let term = |(k, &term): (usize, &u32)| {
@@ -247,9 +248,10 @@ impl MatchingLayout {
             match self.value(part, index, place) {
                 PatternValue::Nothing => 0.0,
                 PatternValue::Stored(at) => scale * dictionary[at],
-                PatternValue::Computed { inverse_norm } => {
+                PatternValue::Computed { .. } => {
                     computed_values(part as u16, index as u16, &mut integers);
-                    scale * dictionary[inverse_norm] * integers[place]
+                    let norm = inverse_norm(&integers.iter().map(|value| *value as i8).collect::<Vec<i8>>());
+                    scale * norm * integers[place]
                 }
             }
         };
@@ -259,19 +261,29 @@ impl MatchingLayout {
 
 /// The dictionary of a weight, in the order of [`MatchingLayout`].
 pub(super) fn dictionary(layout: &Layout, patterns: &Patterns) -> Vec<f32> {
-    let tables = Tables::new(layout);
     let form = MatchingLayout { layout: *layout, base: patterns.base() };
     let universal = form.universal();
-    let base = (1..=form.base).flat_map(|index| patterns.pattern(0, index).iter().copied());
     let computed = form.stored() + 1..form.patterns();
-    let norms = (0..form.parts()).flat_map(|part| computed.clone().map(move |index| (part, index)));
-    let inverse_norm = |(part, index)| {
-        let squares: i64 = universal.integers(part, index).iter().map(|v| i64::from(*v).pow(2)).sum();
-        (1.0 / (squares as f64).sqrt()) as f32
-    };
-    let norms = norms.map(inverse_norm);
+    let places = (0..form.parts()).flat_map(|part| computed.clone().map(move |index| (part, index)));
+    let mut values = without_norms(layout, patterns);
+    values.extend(places.map(|(part, index)| inverse_norm(universal.integers(part, index))));
+    values
+}
+
+/// The dictionary up to the inverse norms of the computed patterns.
+pub(super) fn without_norms(layout: &Layout, patterns: &Patterns) -> Vec<f32> {
+    let tables = Tables::new(layout);
+    let base = (1..=patterns.base()).flat_map(|index| patterns.pattern(0, index).iter().copied());
     let head = tables.gains.iter().chain(&tables.ladder).copied();
-    head.chain(base).chain(patterns.learned().iter().copied()).chain(norms).collect()
+    head.chain(base).chain(patterns.learned().iter().copied()).collect()
+}
+
+/// `1 / √(Σ v²)`, the sum in whole numbers.
+fn inverse_norm(integers: &[i8]) -> f32 {
+    // In 32 bits as far as these hold it, which compilers make vectors of.
+    let squares = |chunk: &[i8]| i64::from(chunk.iter().map(|v| i32::from(*v).pow(2)).sum::<i32>());
+    let sum: i64 = integers.chunks(1 << 16).map(squares).sum();
+    (1.0 / (sum as f64).sqrt()) as f32
 }
 
 /// The learned patterns of `dictionary` as they are stored.

@@ -35,7 +35,7 @@ mod universal;
 
 use super::{
     BlockEncoder, Codec, CodecFamily, CodecLayout, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec,
-    StreamType, check_finite, check_row_padding,
+    StreamType, WeightEncoder, check_finite, check_row_padding,
 };
 use crate::error::{ConfigError, FormatError};
 use crate::matrix::{MatrixRef, Shape};
@@ -171,7 +171,7 @@ impl Codec for MatchingCodec {
         self.layout_of(shape).grid.tile.cols
     }
 
-    fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> Box<dyn BlockEncoder + 'a> {
+    fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> WeightEncoder<'a> {
         let layout = self.layout_of(weight.shape());
         let learned = learn(&layout, weight);
         let patterns = self.patterns(&layout, &learned);
@@ -182,7 +182,15 @@ impl Codec for MatchingCodec {
             dictionary: kernel::dictionary(&layout, &patterns),
         };
         let tables = Tables::new(&layout);
-        Box::new(Encoder { tables, beam: self.parameters.beam, layout, patterns, decoder, learned, words })
+        WeightEncoder::Blocks(Box::new(Encoder {
+            tables,
+            beam: self.parameters.beam,
+            layout,
+            patterns,
+            decoder,
+            learned,
+            words,
+        }))
     }
 
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32 {
@@ -191,7 +199,8 @@ impl Codec for MatchingCodec {
         let words = &codes.streams[0].words()[row / tile.rows * band_words..][..band_words];
         let gain = layout.read(words, col / tile.cols, &mut terms);
         let place = row % tile.rows * tile.cols + col % tile.cols;
-        self.kernel_layout(layout).decode_value(&self.dictionary(shape, codes), gain, &terms, place)
+        let dictionary = kernel::without_norms(&layout, &self.patterns(&layout, learned_values(codes)));
+        self.kernel_layout(layout).decode_value(&dictionary, gain, &terms, place)
     }
 
     fn layout(&self, shape: Shape) -> Option<CodecLayout> {

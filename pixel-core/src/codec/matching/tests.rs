@@ -16,7 +16,7 @@ fn gaussian(rows: usize, cols: usize, seed: u64) -> Matrix {
 /// Encodes, and returns the codes and what they decode to; checks that the encoder reported exactly that.
 fn round_trip(codec: &dyn Codec, weight: &Matrix) -> (Codes, Matrix) {
     let (shape, width) = (weight.shape(), codec.block_width(weight.shape()));
-    let mut encoder = codec.encoder(weight.as_ref());
+    let mut encoder = codec.encoder(weight.as_ref()).into_blocks().unwrap();
     let mut values = vec![0.0; shape.d_output() * width];
     let (mut block, mut reported) = (values.clone(), Matrix::zeros(shape));
     for start in (0..shape.d_input()).step_by(width).rev() {

@@ -17,9 +17,9 @@ pub enum Windows {
     },
 }
 
-/// The codes of one weight: `[strips, fields, 16]` bytes, one field for each nibble of a row. All lookups into one table
-/// of 16 values lie together: 32 rows in one register of 128 bits. Nibbles of rows and fields beyond the last are zero.
-/// The dictionary is `[period, 16, span]`.
+/// The codes of one weight: `[strips, fields, 16]` bytes, one field for each nibble of a row. All lookups into one
+/// table of 16 values lie together: 32 rows in one register of 128 bits. Nibbles of rows and fields beyond the last are
+/// zero. The dictionary is `[period, 16, span]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NibbleLayout {
     /// The weight.
@@ -182,7 +182,7 @@ impl NibbleLayout {
             }
             let (whole, cut) = values.as_chunks_mut::<SPAN>();
             for (values, pattern) in whole.iter_mut().zip(&mut chosen) {
-                // All sums before the first is stored: otherwise the compiler has to expect that this changes a pattern.
+                // All sums before the first is stored: else the compiler expects that this changes a pattern.
                 *values = std::array::from_fn(|i| values[i] + pattern[i]);
             }
             if let Some(pattern) = chosen.next() {

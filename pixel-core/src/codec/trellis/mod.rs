@@ -28,7 +28,7 @@ mod x86_64;
 
 use super::{
     BlockEncoder, Codec, CodecFamily, CodecLayout, Codes, OptionSpec, Options, RowScaling, Stream, StreamSpec,
-    StreamType,
+    StreamType, WeightEncoder,
 };
 use crate::error::{ConfigError, FormatError};
 use crate::math::simd::{Simd, SimdLevel};
@@ -184,7 +184,7 @@ impl Codec for TrellisCodec {
         tile_grid(shape).tile.cols
     }
 
-    fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> Box<dyn BlockEncoder + 'a> {
+    fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> WeightEncoder<'a> {
         let grid = tile_grid(weight.shape());
         let search = if self.beam == 0 {
             let tables = self.tables.get_or_init(|| Tables::new(self.hash, self.step, self.window));
@@ -193,12 +193,12 @@ impl Codec for TrellisCodec {
             let tables = self.coarse.get_or_init(|| CoarseTables::new(self.hash, self.step, self.window));
             TileSearch::Coarse(CoarseSearch::new(tables, self.simd, self.beam))
         };
-        Box::new(TrellisEncoder {
+        WeightEncoder::Blocks(Box::new(TrellisEncoder {
             codec: self,
             grid,
             search,
             words: vec![0; grid.num_tiles() * self.step.tile_words()],
-        })
+        }))
     }
 
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32 {
@@ -320,7 +320,7 @@ mod tests {
 
     fn encode(codec: &TrellisCodec, shape: Shape, weights: &[f32]) -> (Codes, Vec<f32>) {
         let width = codec.block_width(shape);
-        let mut encoder = codec.encoder(MatrixRef::new(shape, weights).unwrap());
+        let mut encoder = codec.encoder(MatrixRef::new(shape, weights).unwrap()).into_blocks().unwrap();
         let mut block = vec![0.0; shape.d_output() * width];
         let mut decoded = block.clone();
         let mut all = vec![0.0; weights.len()];

@@ -38,9 +38,9 @@ const PARALLEL_FROM: usize = 100_000;
 /// Per output, for a row `x` of activations and weights `w` `[n]` in the rotated basis, in addition to the rounding of
 /// the output:
 ///
-/// | | trellis | additive | matching, uniform |
+/// | | trellis | additive, lapped | matching, uniform |
 /// |---|---|---|---|
-/// | `F32` | sums of `n` products in f32 | sums of `n/8` table values in f32 | sums of `n` products in f32 |
+/// | `F32` | sums of `n` products in f32 | sums of `bits·n/4` table values in f32 | sums of `n` products in f32 |
 /// | `Integer` | `x` rounded, sums exact (1) | table values rounded, sums exact (2) | as `F32` |
 ///
 /// 1. `x` is rounded to multiples of `max|x| / 32767`: an error of at most `Σ|w|·max|x| / 65534`, of about

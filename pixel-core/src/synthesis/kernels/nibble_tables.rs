@@ -12,9 +12,12 @@ use super::scratch::Scratch;
 use crate::codec::nibble::{EIGHT, NibbleLayout, PATTERNS};
 use crate::math::simd::Simd;
 
-/// Patterns whose sums are kept in registers at the same time: those of several nibbles, so that a weight of all patterns
-/// of a sub-dictionary is loaded once for them.
+/// Patterns whose sums are kept in registers at the same time: those of several nibbles, so that a weight of all
+/// patterns of a sub-dictionary is loaded once for them.
 const SUMS: usize = 64;
+
+/// How many times as many tables are made before those of the next sub-dictionary: 16 KB of them at most.
+const BLOCK: usize = 8;
 
 /// The dictionary as tables are made from it.
 pub(super) struct Columns {
@@ -106,20 +109,21 @@ impl Columns {
         tables: &mut [[f32; PATTERNS]],
     ) {
         let (period, (taps, _)) = (self.layout.period(), self.values.as_chunks::<WIDTH>());
-        // Blocks of tables, so that a block is still near when its next sub-dictionary is.
-        for (block, tables) in tables.chunks_mut(COUNT * period).enumerate() {
-            let first = block * COUNT * period;
+        // Blocks of tables, so that one is still near when its next sub-dictionary is.
+        let len = BLOCK * COUNT * period;
+        for (first, tables) in (0..).step_by(len).zip(tables.chunks_mut(len)) {
             for (phase, taps) in taps.chunks_exact(self.layout.span()).enumerate() {
-                if tables.len() == COUNT * period {
-                    let sums = by.sums::<STEP, WIDTH, COUNT>(taps, &x[self.layout.start(first + phase)..]);
-                    for (sums, table) in sums.iter().zip(tables[phase..].iter_mut().step_by(period)) {
-                        store(sums, table);
+                let mut t = phase;
+                while t + (COUNT - 1) * period < tables.len() {
+                    let sums = by.sums::<STEP, WIDTH, COUNT>(taps, &x[self.layout.start(first + t)..]);
+                    for (n, sums) in sums.iter().enumerate() {
+                        store(sums, &mut tables[t + n * period]);
                     }
-                } else {
-                    for t in (phase..tables.len()).step_by(period) {
-                        let [sums] = by.sums::<STEP, WIDTH, 1>(taps, &x[self.layout.start(first + t)..]);
-                        store(&sums, &mut tables[t]);
-                    }
+                    t += COUNT * period;
+                }
+                for t in (t..tables.len()).step_by(period) {
+                    let [sums] = by.sums::<STEP, WIDTH, 1>(taps, &x[self.layout.start(first + t)..]);
+                    store(&sums, &mut tables[t]);
                 }
             }
         }
@@ -146,39 +150,36 @@ impl Sums for Portable {
         x: &[f32],
     ) -> [[f32; WIDTH]; COUNT] {
         let mut sums = [[0.0; WIDTH]; COUNT];
-        for (n, sums) in sums.chunks_mut(4).enumerate() {
-            for eight in (0..WIDTH).step_by(EIGHT) {
-                let x = &x[n * 4 * STEP..];
-                match sums.len() {
-                    4 => add_products::<STEP, WIDTH, 4>(taps, eight, x, sums),
-                    _ => sums.chunks_mut(1).for_each(|sums| add_products::<STEP, WIDTH, 1>(taps, eight, x, sums)),
-                }
+        // Registers of four values, sixteen of them, hold half the sums.
+        let half = COUNT.div_ceil(2);
+        for (sums, x) in sums.chunks_mut(half).zip((0..).step_by(half * STEP).map(|at| &x[at..])) {
+            match half {
+                4 => fill_sums::<STEP, WIDTH, 4>(taps, x, sums),
+                2 => fill_sums::<STEP, WIDTH, 2>(taps, x, sums),
+                _ => fill_sums::<STEP, WIDTH, 1>(taps, x, sums),
             }
         }
         sums
     }
 }
 
-/// [`Sums::sums`] for eight patterns from `eight` on: as many as sixteen registers of four hold with room.
+/// [`Sums::sums`] for `COUNT` nibbles.
 #[inline(always)]
-fn add_products<const STEP: usize, const WIDTH: usize, const COUNT: usize>(
+fn fill_sums<const STEP: usize, const WIDTH: usize, const COUNT: usize>(
     taps: &[[f32; WIDTH]],
-    eight: usize,
     x: &[f32],
     sums: &mut [[f32; WIDTH]],
 ) {
     let windows: [&[f32]; COUNT] = std::array::from_fn(|n| &x[n * STEP..][..taps.len()]);
-    let mut totals = [[0.0; EIGHT]; COUNT];
+    let mut totals = [[0.0; WIDTH]; COUNT];
     for (j, tap) in taps.iter().enumerate() {
         for (x, totals) in windows.iter().zip(&mut totals) {
-            for (total, tap) in totals.iter_mut().zip(&tap[eight..][..EIGHT]) {
+            for (total, tap) in totals.iter_mut().zip(tap) {
                 *total += x[j] * tap;
             }
         }
     }
-    for (sums, totals) in sums.iter_mut().zip(totals) {
-        sums[eight..][..EIGHT].copy_from_slice(&totals);
-    }
+    sums.copy_from_slice(&totals);
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::Arithmetic;
 use crate::CodingSpec;
-use crate::codec::{CodecSpec, Readable};
+use crate::codec::{CodecLayout, CodecSpec, Readable};
 use crate::math::Exponent;
 use crate::math::rotation::split_mix;
 use crate::math::simd::{Simd, SimdLevel};
@@ -10,7 +10,7 @@ use crate::matrix::Shape;
 use crate::synthesis::KernelForm;
 use proptest::prelude::*;
 
-const CODECS: [&str; 21] = [
+const CODECS: [&str; 27] = [
     "trellis:1",
     "trellis:1.5",
     "trellis:2",
@@ -25,6 +25,12 @@ const CODECS: [&str; 21] = [
     "additive:2",
     "additive:3",
     "additive:4",
+    "lapped:1",
+    "lapped:1.5",
+    "lapped:2",
+    "lapped:2.5",
+    "lapped:3",
+    "lapped:4",
     "uniform:3:group=8",
     "uniform:2",
     "uniform:3:group=32",
@@ -80,15 +86,16 @@ fn tolerance(form: &KernelForm, codec: &str, w: &[f64], x: &[f32], arithmetic: A
         Arithmetic::Integer if codec.starts_with("trellis") => {
             rounding + w.iter().map(|w| w.abs()).sum::<f64>() * peak / 65534.0
         }
-        Arithmetic::Integer if codec.starts_with("additive") => {
+        Arithmetic::Integer => {
+            let CodecLayout::Nibble(layout) = form.layout else { return rounding };
             // Half a step for each table, the step that of the largest possible value.
-            let groups = x.chunks(8).map(|group| norm(&mut group.iter().map(|x| f64::from(*x)))).fold(0.0, f64::max);
-            let patterns = form.dictionary.chunks_exact(8).map(|p| norm(&mut p.iter().map(|p| f64::from(*p))));
-            let step = groups * patterns.fold(0.0, f64::max) / 32767.0;
-            let fields = x.len().div_ceil(8) * form.dictionary.len() / 128;
-            rounding + 0.51 * step * fields as f64 * f64::from(scale)
+            let norm_of = |values: &[f32]| norm(&mut values.iter().map(|x| f64::from(*x)));
+            let window = |t| x.iter().skip(layout.start(t)).take(layout.span()).copied().collect::<Vec<_>>();
+            let windows = (0..layout.fields()).map(|t| norm_of(&window(t))).fold(0.0, f64::max);
+            let patterns = form.dictionary.chunks_exact(layout.span()).map(norm_of).fold(0.0, f64::max);
+            let step = windows * patterns / 32767.0;
+            rounding + 0.51 * step * layout.fields() as f64 * f64::from(scale)
         }
-        Arithmetic::Integer => rounding,
     }
 }
 
@@ -132,7 +139,7 @@ fn products_of_every_codec_and_batch_are_those_of_the_dense_weight() {
 #[test]
 fn wide_and_tall_weights_are_multiplied() {
     // More columns than the integers of one chunk or the tables of one, more strips than a band.
-    for codec in ["trellis:2", "trellis:4", "additive:2", "additive:1.5", "uniform:4"] {
+    for codec in ["trellis:2", "trellis:4", "additive:2", "additive:1.5", "lapped:2", "lapped:2.5", "uniform:4"] {
         check(codec, 40, 4800, 2, 6, 1.0);
         check(codec, 1100, 64, 1, 7, 1.0);
     }
@@ -178,7 +185,7 @@ fn the_integers_of_the_largest_weights_do_not_overflow() {
     for codec in ["trellis:2", "trellis:4", "trellis:1"] {
         let mut form = form(codec, 32, 2048, 1);
         let hash = match form.layout {
-            crate::codec::CodecLayout::Trellis(layout) => layout.hash,
+            CodecLayout::Trellis(layout) => layout.hash,
             _ => unreachable!(),
         };
         // All windows of a string of equal nibbles are equal.
@@ -204,7 +211,8 @@ fn the_integers_of_the_largest_weights_do_not_overflow() {
 #[test]
 fn weights_wider_than_the_sums_of_16_bit_integers_are_multiplied() {
     // 131 072 fields at 4 bits and at 2: the sum of the lookups exceeds 32 bits.
-    let wide = [("additive:4", 131_080), ("additive:2", 262_160), ("trellis:2", 262_144), ("uniform:4", 262_144)];
+    let nibbles = [("additive:4", 131_080), ("additive:2", 262_160), ("lapped:4", 131_080)];
+    let wide = nibbles.into_iter().chain([("trellis:2", 262_144), ("uniform:4", 262_144)]);
     for (codec, d_input) in wide {
         check(codec, 8, d_input, 1, 9, 1.0);
     }
