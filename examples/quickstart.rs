@@ -73,7 +73,8 @@ fn main() -> Result<()> {
 
     let mut lines = vec![dense_line(&checkpoint, &dense)?];
     let mut texts = vec![("dense".to_owned(), continued(&dense)?)];
-    // Round to nearest, the yardstick, and PIXEL's trellis, whose errors are fed back to keep the layers' outputs.
+    // Round to nearest, the yardstick, and PIXEL's trellis, the codec for rows as short as these, whose errors are fed
+    // back to keep the layers' outputs.
     for (codec, calibration) in [("uniform", None), ("trellis", Some(&calibration))] {
         for bits in [4.0, 3.0, 2.0] {
             let spec = CodecSpec::new(codec, bits);

@@ -30,7 +30,11 @@ fn workspace(model: &str) -> TempDir {
     write("a.txt", &lines[..LINES / 4]);
     write("b.txt", &lines[LINES / 4..]);
     // Every matrix of a layer; without this, most are too small to be compressed.
-    fs::write(dir.path().join("recipe.toml"), "min_weights = 1\n[default]\noptions = { window = 10 }\n").unwrap();
+    fs::write(
+        dir.path().join("recipe.toml"),
+        "min_weights = 1\n[default]\ncodec = 'trellis'\noptions = { window = 10 }\n",
+    )
+    .unwrap();
     dir
 }
 

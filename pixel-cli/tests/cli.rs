@@ -51,9 +51,9 @@ fn pixel(args: &[&str], dir: &Path) -> assert_cmd::assert::Assert {
     Command::cargo_bin("pixel").unwrap().current_dir(dir).args(args).assert()
 }
 
-/// `compress` with a small window, which is quick.
+/// `compress` by the trellis with a small window, which is quick.
 fn compress(dir: &Path, input: &str, output: &str, more: &[&str]) -> assert_cmd::assert::Assert {
-    pixel(&[&["compress", input, output, "--option", "window=10"], more].concat(), dir)
+    pixel(&[&["compress", input, output, "--codec", "trellis", "--option", "window=10"], more].concat(), dir)
 }
 
 fn size(path: &Path) -> u64 {
@@ -223,7 +223,7 @@ fn presets_choose_rates_by_the_kind_of_layer() {
     for (preset, rates) in [("high_quality", ["4", "8"]), ("balanced", ["2.5", "8"]), ("max_compression", ["2", "4"])] {
         let printed = pixel(&["compress", "model", "--preset", preset, "--dry-run"], dir.path()).success();
         let [layers, embeddings] = rates;
-        printed.stdout(contains(format!("trellis:{layers}")).and(contains(format!("uniform:{embeddings}"))));
+        printed.stdout(contains(format!("lapped:{layers}")).and(contains(format!("uniform:{embeddings}"))));
     }
 }
 
@@ -231,8 +231,10 @@ fn presets_choose_rates_by_the_kind_of_layer() {
 fn a_dry_run_writes_nothing_and_prints_the_exact_size() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path());
-    let planned =
-        json(pixel(&["compress", "model", "--dry-run", "--json", "--option", "window=10"], dir.path()).success());
+    let planned = json(
+        pixel(&["compress", "model", "--dry-run", "--json", "--codec", "trellis", "--option", "window=10"], dir.path())
+            .success(),
+    );
     assert!(leftovers(dir.path(), &["model"]).is_empty());
     assert!(!planned["samples"].as_array().unwrap().is_empty());
     let done = json(compress(dir.path(), "model", "small", &["--json"]).success());
@@ -244,7 +246,7 @@ fn a_dry_run_writes_nothing_and_prints_the_exact_size() {
 fn threads_do_not_change_a_byte() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path());
-    for codec in ["trellis", "additive", "matching", "uniform"] {
+    for codec in ["trellis", "additive", "lapped", "matching", "uniform"] {
         let read = |threads: &str| {
             let output = format!("{codec}-{threads}.safetensors");
             let args = ["compress", "model", &output, "--codec", codec, "--bits", "2", "--threads", threads];
@@ -434,19 +436,19 @@ fn a_table_of_a_recipe_that_names_no_codec_has_the_default_of_its_class() {
     checkpoint(dir.path());
     let codecs = |recipe: &str, args: &[&str]| {
         std::fs::write(dir.path().join("recipe.toml"), recipe).unwrap();
-        let more = [&["--recipe", "recipe.toml", "--overwrite"], args].concat();
-        compress(dir.path(), "model", "small", &more).success();
+        let first = ["compress", "model", "small", "--recipe", "recipe.toml", "--overwrite"];
+        pixel(&[&first, args].concat(), dir.path()).success();
         let listing = json(pixel(&["inspect", "small", "--json"], dir.path()).success());
         ["layers.0.q_proj.weight", "embed_tokens.weight"]
             .map(|name| listing["tensors"][name]["codec"].as_str().unwrap().to_owned())
     };
-    let layers = "trellis:2:window=10";
+    let layers = "lapped:2";
     assert_eq!(codecs("[embeddings]\nprotect = 2\n", &[]), [layers, "uniform:8"]);
     assert_eq!(codecs("[embeddings]\nbits = 6\n", &[]), [layers, "uniform:6"]);
     // Layers too, also where embeddings are to be the same, and options stay those of that codec.
-    let partial = "[default]\nprotect = 1\noptions = { beam = 4 }\n";
-    assert_eq!(codecs(partial, &["--embeddings", "same"]), ["trellis:2:beam=4:window=10"; 2]);
-    assert_eq!(codecs(partial, &["--codec", "trellis"])[0], "trellis:2:beam=4:window=10");
+    let partial = "[default]\nprotect = 1\noptions = { beam = 20 }\n";
+    assert_eq!(codecs(partial, &["--embeddings", "same"]), ["lapped:2:beam=20"; 2]);
+    assert_eq!(codecs(partial, &["--codec", "lapped"])[0], "lapped:2:beam=20");
 }
 
 #[test]
@@ -456,7 +458,7 @@ fn causes_are_named_once() {
     std::fs::write(dir.path().join("recipe.toml"), "[[rule]]\nmatch = 'q_proj'\nbits = 7\n").unwrap();
     let refused = pixel(&["compress", "model", "out", "--recipe", "recipe.toml"], dir.path()).code(2);
     let message = String::from_utf8(refused.get_output().stderr.clone()).unwrap();
-    assert!(message.starts_with("error: rule 1, match 'q_proj': codec trellis has no rate of 7 bits"), "{message}");
+    assert!(message.starts_with("error: rule 1, match 'q_proj': codec lapped has no rate of 7 bits"), "{message}");
     assert_eq!((message.matches("no rate of").count(), message.lines().count()), (1, 1), "{message}");
 }
 

@@ -1,7 +1,7 @@
 //! [`PIXELConfig`]: one description of a model and of how its weights are compressed.
 
 use crate::archive::FloatType;
-use crate::codec::CodecSpec;
+use crate::codec::{self, CodecSpec};
 use crate::dictionary::{DictionaryError, PatternDictionary, WeightSynthesizer, WeightSynthesizerConfig};
 use crate::error::{ConfigError, NumberRange};
 use crate::matrix::Shape;
@@ -25,7 +25,7 @@ const MAX_CACHE: usize = 1 << 20;
 /// ```
 /// use pixel_core::PIXELConfig;
 /// let config = PIXELConfig::for_small_model();
-/// assert_eq!(config.codec_spec()?.to_string(), "trellis:4"); // the best rate within .15 · 32 bits
+/// assert_eq!(config.codec_spec()?.to_string(), "lapped:4"); // the best rate within .15 · 32 bits
 /// assert_eq!(PIXELConfig::from_toml(&config.to_toml())?, config);
 /// # Ok::<(), pixel_core::ConfigError>(())
 /// ```
@@ -268,8 +268,8 @@ impl PIXELConfig {
         serde_json::to_string_pretty(self).expect("a configuration has no value that JSON lacks")
     }
 
-    /// The requested codec, or the trellis at the best rate within the target ratio (its lowest if none is). The
-    /// matching codec takes its options, where they are not given, from `compression` and `quantization`.
+    /// The requested codec, or the [default](codec::DEFAULT) at the best rate within the target ratio (its lowest if
+    /// none is). The matching codec takes its options, where they are not given, from `compression` and `quantization`.
     ///
     /// # Errors
     /// [`ConfigError::UnknownCodec`].
@@ -277,10 +277,10 @@ impl PIXELConfig {
         let mut spec = match &self.codec {
             Some(spec) => spec.clone(),
             None => {
-                let rates = CodecSpec::new("trellis", 1.0).family()?.rates();
+                let rates = CodecSpec::new(codec::DEFAULT, 1.0).family()?.rates();
                 let budget = DENSE_BITS * self.compression.target_ratio;
                 let bits = rates.iter().rev().find(|&&rate| rate <= budget).unwrap_or(&rates[0]);
-                CodecSpec::new("trellis", *bits)
+                CodecSpec::new(codec::DEFAULT, *bits)
             }
         };
         if spec.codec == "matching" {
@@ -390,9 +390,9 @@ mod tests {
             config.compression.target_ratio = ratio;
             config.codec_spec().unwrap().to_string()
         };
-        assert_eq!(spec(0.15), "trellis:4");
-        assert_eq!(spec(0.05), "trellis:1.5");
-        assert_eq!(spec(0.001), "trellis:1");
+        assert_eq!(spec(0.15), "lapped:4");
+        assert_eq!(spec(0.05), "lapped:1.5");
+        assert_eq!(spec(0.001), "lapped:1");
     }
 
     #[test]

@@ -77,7 +77,7 @@ proptest! {
     /// weight again, and the errors reported are those that a dense comparison finds.
     #[test]
     fn a_part_is_stored_in_addition_to_the_codes(
-        rows in 1usize..45, cols in 1usize..200, family in 0usize..4, rate in 0usize..7, rank in 1usize..6,
+        rows in 1usize..45, cols in 1usize..200, family in 0usize..5, rate in 0usize..7, rank in 1usize..6,
         storage in 0usize..2, protect in 0usize..4, rotation in prop::option::of(any::<u64>()),
         calibrated in any::<bool>(), magnitude in -110..110i32, seed in any::<u64>()
     ) {
@@ -253,7 +253,8 @@ fn archive(dir: &Path, recipe: &str) -> Result<Checkpoint, String> {
     Ok(checkpoint)
 }
 
-const RECIPE: &str = "min_weights = 1\n[default]\nbits = 2\noptions = { window = 8 }\nrotate = false\nrank = 2\n\
+const RECIPE: &str = "min_weights = 1\n[default]\ncodec = 'trellis'\nbits = 2\noptions = { window = 8 }\n\
+                      rotate = false\nrank = 2\n\
     [[rule]]\nmatch = '^b$'\nrank = 3\nfactors = 'f16'\n";
 
 #[test]

@@ -283,7 +283,7 @@ fn archive(dir: &Path, recipe: &str) -> Result<Checkpoint, String> {
     Ok(checkpoint)
 }
 
-const RECIPE: &str = "min_weights = 1\n[default]\nbits = 2\noptions = { window = 8 }\nprotect = 3\n";
+const RECIPE: &str = "min_weights = 1\n[default]\ncodec = 'trellis'\nbits = 2\noptions = { window = 8 }\nprotect = 3\n";
 
 #[test]
 fn recipes_protect_columns_of_layers_and_files_keep_them() {

@@ -48,7 +48,7 @@ pub struct SVDHybridCompressor {
     pub rank: RankChoice,
     /// How the patterns' rate is chosen. Default: [`RateChoice::Codec`].
     pub rate: RateChoice,
-    /// The codec of the patterns. Default: `trellis:2`.
+    /// The codec of the patterns. Default: `lapped:2`.
     pub codec: CodecSpec,
     /// How the factors are stored. Default: 8 bits.
     pub storage: FactorStorage,
@@ -69,7 +69,7 @@ impl Default for SVDHybridCompressor {
         Self {
             rank: RankChoice::Auto,
             rate: RateChoice::Codec,
-            codec: CodecSpec::new("trellis", 2.0),
+            codec: CodecSpec::new(pixel_core::codec::DEFAULT, 2.0),
             storage: FactorStorage::default(),
             rounds: 1,
             rotation: Some(0),

@@ -36,8 +36,8 @@ pub struct PIXELLinearConfig {
     /// Whether a bias is added. Default: true.
     #[config(default = true)]
     pub bias: bool,
-    /// The codec of the weight. Default: `trellis:2`.
-    #[config(default = "CodecSpec::new(\"trellis\", 2.0)")]
+    /// The codec of the weight. Default: `lapped:2`.
+    #[config(default = "CodecSpec::new(pixel_core::codec::DEFAULT, 2.0)")]
     pub codec: CodecSpec,
     /// Whether the input side is rotated. Default: as the codec prefers.
     pub rotate: Option<bool>,

@@ -216,9 +216,9 @@ mod tests {
 
     #[test]
     fn a_class_without_a_codec_has_options_of_the_default_codec() {
-        let recipe = "[default]\noptions = { window = 10 }\nrotate = false\n";
+        let recipe = "[default]\noptions = { beam = 10 }\nrotate = false\n";
         let Decision::Compress(found) = decide(recipe, "q_proj.weight") else { panic!("kept") };
-        assert_eq!((found.codec.to_string().as_str(), found.rotation), ("trellis:2:window=10", None));
+        assert_eq!((found.codec.to_string().as_str(), found.rotation), ("lapped:2:beam=10", None));
         let recipe = format!("{recipe}[[rule]]\nmatch = 'q_proj'\ncodec = 'uniform'\n");
         assert_eq!(spec(decide(&recipe, "q_proj.weight")), "uniform:2");
     }
@@ -234,9 +234,9 @@ mod tests {
             ("gpt_neox.embed_in.weight", "uniform:8"),
             ("shared.weight", "uniform:8"),
             ("output.weight", "uniform:8"),
-            ("encoder.layer.0.output.dense.weight", "trellis:2"),
-            ("encoder.layer.0.attention.output.dense.weight", "trellis:2"),
-            ("model.layers.0.self_attn.q_proj.weight", "trellis:2"),
+            ("encoder.layer.0.output.dense.weight", "lapped:2"),
+            ("encoder.layer.0.attention.output.dense.weight", "lapped:2"),
+            ("model.layers.0.self_attn.q_proj.weight", "lapped:2"),
         ] {
             assert_eq!(spec(decide("", name)), expected, "{name}");
         }
@@ -337,7 +337,7 @@ mod tests {
         ] {
             let toml = format!("[embeddings]\n{table}");
             assert_eq!(spec(decide(&toml, "wte.weight")), expected, "{table}");
-            assert_eq!(spec(decide(&toml, "q_proj.weight")), "trellis:2", "{table}");
+            assert_eq!(spec(decide(&toml, "q_proj.weight")), "lapped:2", "{table}");
         }
         assert_eq!(spec(decide("[default]\nbits = 3", "wte.weight")), "uniform:8");
     }
@@ -355,8 +355,8 @@ mod tests {
             keep = false
         "#;
         for (name, expected) in [
-            ("layers.0.q_proj.weight", "trellis:3"),
-            ("layers.0.v_proj.weight", "trellis:2"),
+            ("layers.0.q_proj.weight", "lapped:3"),
+            ("layers.0.v_proj.weight", "lapped:2"),
             ("layers.1.q_proj.weight", "Recipe"),
             ("layers.1.v_proj.weight", "Recipe"),
             ("layers.0.k_proj.weight", "Recipe"),
@@ -365,6 +365,6 @@ mod tests {
             assert_eq!(spec(decide(toml, name)), expected, "{name}");
         }
         let recipe = Recipe::from_toml(toml).unwrap().compile().unwrap();
-        assert_eq!(spec(recipe.decide("tiny.weight", &[8, 8], true).unwrap()), "trellis:2");
+        assert_eq!(spec(recipe.decide("tiny.weight", &[8, 8], true).unwrap()), "lapped:2");
     }
 }

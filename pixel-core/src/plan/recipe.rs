@@ -125,8 +125,8 @@ pub struct Recipe {
 }
 
 impl Default for Recipe {
-    /// Layers at 2 bits by the trellis; embeddings and heads at 8 bits by the uniform codec, which costs half of F16
-    /// and less than 10⁻⁴ of relative error.
+    /// Layers at 2 bits by the [default codec](crate::codec::DEFAULT); embeddings and heads at 8 bits by the uniform
+    /// codec, which costs half of F16 and less than 10⁻⁴ of relative error.
     fn default() -> Self {
         let treatment =
             |codec: &str, bits| Treatment { codec: Some(codec.into()), bits: Some(bits), ..Default::default() };
@@ -137,7 +137,7 @@ impl Default for Recipe {
             include: Vec::new(),
             exclude: Vec::new(),
             embeddings_match: EMBEDDINGS.into(),
-            layers: treatment("trellis", 2.0),
+            layers: treatment(crate::codec::DEFAULT, 2.0),
             embeddings: treatment("uniform", 8.0),
             rules: Vec::new(),
         }
@@ -186,7 +186,7 @@ mod tests {
         assert!(error("[[rule]]\nmatch = '('\nkeep = true").contains("rule 1, expression '('"));
         assert!(error("[[rule]]\nmatch = 'x'\nbit = 3").contains("unknown field `bit`"));
         assert!(
-            error("[[rule]]\nmatch = 'x'\nbits = 3.3").contains("rule 1, match 'x': codec trellis has no rate of 3.3")
+            error("[[rule]]\nmatch = 'x'\nbits = 3.3").contains("rule 1, match 'x': codec lapped has no rate of 3.3")
         );
         assert!(error("[default]\ncodec = 'uniform'\nbits = 7").contains("no rate of 7"));
         assert!(error("damping = 2.0").contains("damping = 2 is outside 0 to 1"));

@@ -27,9 +27,9 @@ const DRY_RUN_SAMPLES: usize = 12;
 /// Compress a safetensors checkpoint
 ///
 /// IN is a safetensors file or a Hugging Face directory, sharded or not. By default the matrices of layers are coded by
-/// the trellis at 2 bits, embeddings and output heads by the uniform codec at 8 bits, and everything else (vectors,
-/// convolutions, integers, matrices under 1024 weights) is stored as it is. Options of the command line override the
-/// recipe.
+/// the codec `lapped` at 2 bits, embeddings and output heads by the uniform codec at 8 bits, and everything else
+/// (vectors, convolutions, integers, matrices under 1024 weights) is stored as it is. Options of the command line
+/// override the recipe.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The checkpoint: a .safetensors file or a directory
