@@ -9,18 +9,17 @@ use super::x86_64::{Avx2, Avx512Vnni};
 use crate::codec::nibble::PATTERNS;
 use crate::math::simd::{Simd, for_every_level};
 
-/// Ways on: `16·path + code`, and what each costs.
+/// Ways on: `16·path + code`, the place of the way among the costs of all.
 #[derive(Debug)]
 pub(super) struct Ways {
     /// 16 places more than are ever used, so that a whole vector may be written at any of those.
     pub(super) links: Vec<u16>,
-    pub(super) costs: Vec<i32>,
     pub(super) capacity: usize,
 }
 
 impl Ways {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { links: vec![0; capacity + PATTERNS], costs: vec![0; capacity + PATTERNS], capacity }
+        Self { links: vec![0; capacity + PATTERNS], capacity }
     }
 }
 
@@ -164,7 +163,6 @@ pub(super) fn choose(simd: Simd, costs: &[PerPattern], limit: i32, ways: &mut Wa
     for (path, costs) in costs.iter().enumerate() {
         for (code, &cost) in costs.0.iter().enumerate() {
             ways.links[count] = (path * PATTERNS + code) as u16;
-            ways.costs[count] = cost;
             count += usize::from(cost <= limit);
         }
         if count >= ways.capacity {
@@ -174,33 +172,34 @@ pub(super) fn choose(simd: Simd, costs: &[PerPattern], limit: i32, ways: &mut Wa
     count
 }
 
-/// What `ways` leave: residuals from the next nibble's first column on, with those of `incoming` at the end, and costs
-/// without what the columns ahead count in them.
+/// What the ways `links`, of all those with `costs`, leave: residuals from the next nibble's first column on, with
+/// those of `incoming` at the end, and costs without what the columns ahead count in them.
 pub(super) fn extend(
     simd: Simd,
     step: &Step,
     residuals: &[Lanes],
-    ways: (&[u16], &[i32]),
+    (links, costs): (&[u16], &[PerPattern]),
     incoming: &Lanes,
     left: (&mut [Lanes], &mut [i32]),
 ) {
     #[cfg(target_arch = "x86_64")]
     if let Some(avx512) = Avx512Vnni::new(simd) {
-        return avx512.extend(step, residuals, ways, incoming, left);
+        return avx512.extend(step, residuals, (links, costs), incoming, left);
     }
-    extend_portable(simd, step, residuals, ways, incoming, left);
+    extend_portable(simd, step, residuals, (links, costs), incoming, left);
 }
 
 for_every_level! {
     fn extend_portable(
         step: &Step,
         residuals: &[Lanes],
-        ways: (&[u16], &[i32]),
+        ways: (&[u16], &[PerPattern]),
         incoming: &Lanes,
         left: (&mut [Lanes], &mut [i32]),
     ) {
-        for ((link, cost), (next, rest)) in ways.0.iter().zip(ways.1).zip(left.0.iter_mut().zip(left.1)) {
+        for (link, (next, rest)) in ways.0.iter().zip(left.0.iter_mut().zip(left.1)) {
             let (path, code) = (usize::from(*link) / PATTERNS, usize::from(*link) % PATTERNS);
+            let cost = ways.1[path].0[code];
             let mut values = Lanes::ZERO;
             for ((value, residual), taken) in
                 values.0.iter_mut().zip(&residuals[path].0).zip(&step.patterns[code].0)

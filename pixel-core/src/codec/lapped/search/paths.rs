@@ -128,9 +128,10 @@ impl Paths {
             incoming = later;
             let mut last = Lanes::ZERO;
             last.0[REACH - step.hop..].copy_from_slice(now);
-            let ways = (&work.ways.links[..n], &work.ways.costs[..n]);
-            links[..n].copy_from_slice(ways.0);
-            beam::extend(simd, step, residuals, ways, &last, (&mut work.next[..n], &mut self.costs[..n]));
+            let chosen = &work.ways.links[..n];
+            links[..n].copy_from_slice(chosen);
+            let left = (&mut work.next[..n], &mut self.costs[..n]);
+            beam::extend(simd, step, residuals, (chosen, costs), &last, left);
             std::mem::swap(&mut self.residuals, &mut work.next);
         }
         for cost in &mut self.costs[..self.count] {

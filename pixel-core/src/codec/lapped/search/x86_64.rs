@@ -70,7 +70,6 @@ fn choose_avx2(costs: &[PerPattern], limit: i32, ways: &mut Ways) -> usize {
         while chosen != 0 {
             let code = chosen.trailing_zeros() as usize;
             ways.links[count] = (path * PATTERNS + code) as u16;
-            ways.costs[count] = costs.0[code];
             count += 1;
             chosen &= chosen - 1;
         }
@@ -126,7 +125,7 @@ impl Avx512Vnni {
         self,
         step: &Step,
         residuals: &[Lanes],
-        ways: (&[u16], &[i32]),
+        ways: (&[u16], &[PerPattern]),
         incoming: &Lanes,
         left: (&mut [Lanes], &mut [i32]),
     ) {
@@ -226,13 +225,9 @@ fn choose_avx512(costs: &[PerPattern], limit: i32, ways: &mut Ways) -> usize {
         let costs = unsafe { _mm512_load_si512(costs.0.as_ptr().cast()) };
         let chosen = _mm512_cmple_epi32_mask(costs, limit);
         let links = _mm256_add_epi16(codes, _mm256_set1_epi16((path * PATTERNS) as i16));
-        let (links, costs) = (_mm256_maskz_compress_epi16(chosen, links), _mm512_maskz_compress_epi32(chosen, costs));
-        let (link_places, cost_places) = (&mut ways.links[count..][..PATTERNS], &mut ways.costs[count..][..PATTERNS]);
-        // SAFETY: sixteen places each.
-        unsafe {
-            _mm256_storeu_si256(link_places.as_mut_ptr().cast(), links);
-            _mm512_storeu_si512(cost_places.as_mut_ptr().cast(), costs);
-        }
+        let places = &mut ways.links[count..][..PATTERNS];
+        // SAFETY: sixteen places.
+        unsafe { _mm256_storeu_si256(places.as_mut_ptr().cast(), _mm256_maskz_compress_epi16(chosen, links)) };
         count += chosen.count_ones() as usize;
         if count >= ways.capacity {
             return ways.capacity;
@@ -245,15 +240,16 @@ fn choose_avx512(costs: &[PerPattern], limit: i32, ways: &mut Ways) -> usize {
 fn extend_avx512(
     step: &Step,
     residuals: &[Lanes],
-    ways: (&[u16], &[i32]),
+    ways: (&[u16], &[PerPattern]),
     incoming: &Lanes,
     left: (&mut [Lanes], &mut [i32]),
 ) {
     let places = Lanes(std::array::from_fn(|h| ((h + step.hop) % REACH) as i16));
     let (places, kept) = (load(&places), u32::MAX >> step.hop);
     let (incoming, ahead) = (load(incoming), load(&step.ahead));
-    for ((link, cost), (next, rest)) in ways.0.iter().zip(ways.1).zip(left.0.iter_mut().zip(left.1)) {
+    for (link, (next, rest)) in ways.0.iter().zip(left.0.iter_mut().zip(left.1)) {
         let (path, code) = (usize::from(*link) / PATTERNS, usize::from(*link) % PATTERNS);
+        let cost = ways.1[path].0[code];
         let values = _mm512_subs_epi16(load(&residuals[path]), load(&step.patterns[code]));
         *rest = cost.wrapping_sub(sum_of_squares(values, ahead));
         store(next, _mm512_mask_permutexvar_epi16(incoming, kept, places, values));
