@@ -168,6 +168,12 @@ impl RowFeedback {
         Self { d_input, factor }
     }
 
+    /// Whether no column hears of another: as if there were no feedback.
+    pub fn is_zero(&self) -> bool {
+        let (n, mut rows) = (self.d_input, self.factor.chunks_exact(self.d_input).enumerate());
+        rows.all(|(i, row)| row[(i + 1).min(n)..].iter().all(|factor| *factor == 0.0))
+    }
+
     /// What the residual of column `i` adds to each target, followed by the rows of the columns behind it.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.factor[i * self.d_input..]

@@ -44,7 +44,8 @@ impl Default for FeedbackOptions {
     }
 }
 
-/// The order in which blocks of columns are coded.
+/// The order in which blocks of columns are coded. A codec that takes whole rows goes from the first column to the
+/// last, whatever is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BlockOrder {
     /// From the last to the first.

@@ -27,14 +27,11 @@ impl FactoredRows {
         // The factor is lower triangular in the places of columns that count from the last.
         let columns: Vec<usize> = (0..n).rev().collect();
         let (factor, damping) = factorise(moments, &columns, options.damping);
-        let inverse = inverse_of_unit(&factor, n);
-        let mut feedback = vec![0.0; n * n];
-        for i in 0..n {
-            for j in i + 1..n {
-                feedback[i * n + j] = -inverse[(n - 1 - i) * n + n - 1 - j];
-            }
-        }
-        Self { feedback: RowFeedback::new(n, feedback), damping }
+        let mut inverse = inverse_of_unit(&factor, n);
+        // From places to columns, row and column are both counted from the other end.
+        inverse.reverse();
+        inverse.iter_mut().for_each(|value| *value = -*value);
+        Self { feedback: RowFeedback::new(n, inverse), damping }
     }
 }
 

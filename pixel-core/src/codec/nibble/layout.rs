@@ -10,7 +10,8 @@ use std::ops::Range;
 pub enum Windows {
     /// Eight weights, those of the nibble's own group: `p_t = 8·⌊t / M⌋`. Each nibble of a group has a sub-dictionary.
     Grouped,
-    /// More than eight, so that windows overlap: `p_t = ⌊8t / M⌋`. What reaches over the right edge is cut.
+    /// As many as it is to the next windows and more, so that windows overlap: `p_t = ⌊8t / M⌋`. What reaches over the
+    /// right edge is cut.
     Lapped {
         /// The length of a window, a multiple of 8.
         span: usize,

@@ -91,6 +91,8 @@ impl Search {
     pub fn encode(&self, weight: MatrixRef<'_>, feedback: Option<&RowFeedback>, mut sink: impl FnMut(CodedRow<'_>)) {
         let layout = self.layout(weight.shape());
         let how = (self.simd, Width::new(self.beam));
+        // Without feedback paths may differ for longer: the codes are then the same whether it is given or not.
+        let feedback = feedback.filter(|feedback| !feedback.is_zero());
         let rows = Rows::new(layout, &self.dictionary, self.lookahead, how, feedback);
         rows.encode(weight.as_slice(), |row, codes, decoded| sink(CodedRow { row, codes, decoded }));
     }

@@ -137,6 +137,14 @@ fn rows_do_not_depend_on_those_beside_them() {
 }
 
 #[test]
+fn feedback_of_nothing_changes_nothing() {
+    // Longer than the blocks that stay open with feedback.
+    let (search, weight) = (search(2.0, 64), gaussian(4, 500, 7));
+    let zero = RowFeedback::new(500, vec![0.0; 500 * 500]);
+    assert_eq!(encode(&search, &weight, Some(&zero)), encode(&search, &weight, None));
+}
+
+#[test]
 fn outliers_and_zeros_get_codes() {
     for value in [0.0, 1e-30, 30.0, -1e30] {
         let mut weight = gaussian(2, 100, 6);
