@@ -79,6 +79,7 @@ fn check(shape: Shape) {
     let codecs = [
         "codec = 'trellis'\nbits = 2\noptions = { window = 8 }",
         "codec = 'additive'\nbits = 2\noptions = { beam = 1 }",
+        "codec = 'lapped'\nbits = 2\noptions = { beam = 16 }",
         "codec = 'uniform'\nbits = 3",
     ];
     // Pools of threads, tables of codecs and the like come into being here.

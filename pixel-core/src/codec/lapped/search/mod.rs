@@ -7,7 +7,7 @@
 //!
 //! - **Looking ahead.** A path is judged by the errors of the weights that no later nibble reaches, and, with a small
 //!   weight, by all that the others still lack. Of two paths with equal errors the one that leaves less to do will end
-//!   better: at 2 bits and a span of 16 that is worth four times the paths.
+//!   better: at 2 bits and a span of 16 that is worth eight times the paths (docs/architecture.md).
 //! - **Whole numbers.** What a path leaves is 32 numbers of 16 bits, one register of AVX-512; the costs of its sixteen
 //!   ways on are one register more, and one multiply-add gives what two weights contribute to all of them. The chosen
 //!   are not sorted: a cost is looked for that about as many ways do not exceed as paths are wanted.
