@@ -70,6 +70,8 @@ mod matrix;
 mod packed;
 pub mod patterns;
 pub mod plan;
+mod pool;
+mod scratch;
 pub mod synthesis;
 
 pub use codec::CodecSpec;

@@ -5,7 +5,7 @@ use super::matching::{MatchingLayout, Universal};
 use super::nibble::{EIGHT, NibbleLayout};
 use super::trellis::TrellisLayout;
 use super::uniform::UniformLayout;
-use crate::math::simd::{Simd, for_every_level};
+use crate::math::simd::{Simd, SimdLevel, for_every_level};
 use crate::matrix::Shape;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -191,6 +191,11 @@ impl Readable<'_> {
             "a run of columns from {}",
             columns.start
         );
+        let simd = match self.layout {
+            // Whole patterns are added: in registers of 512 bits that takes twice as long.
+            CodecLayout::Nibble(_) => simd.min(Simd::at_most(SimdLevel::Avx2)),
+            _ => simd,
+        };
         decode_columns(simd, self, band, columns, rows);
     }
 }

@@ -18,6 +18,7 @@ use crate::math::simd::{Simd, for_every_level};
 use crate::math::trigonometry::cas_turns;
 use crate::matrix::Matrix;
 use rustfft::{Fft, FftPlannerScalar, num_complex::Complex};
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// Odd parts up to this are multiplied out; longer ones go through a fast Fourier transform.
@@ -114,12 +115,18 @@ impl Rotation {
     }
 
     fn scratch_of<T: Scalar>(&self) -> RotationScratch<T> {
-        let mut scratch = RotationScratch { row: vec![T::default(); self.d_input()], ..Default::default() };
-        if let Odd::Fast(fft) = &self.odd {
-            scratch.spectrum = vec![Complex::default(); fft.len()];
-            scratch.fft = vec![Complex::default(); fft.get_inplace_scratch_len()];
-        }
+        let mut scratch = RotationScratch::default();
+        self.fit(&mut scratch);
         scratch
+    }
+
+    /// Gives working memory its sizes.
+    fn fit<T: Scalar>(&self, scratch: &mut RotationScratch<T>) {
+        scratch.row.resize(self.d_input(), T::default());
+        if let Odd::Fast(fft) = &self.odd {
+            scratch.spectrum.resize(fft.len(), Complex::default());
+            scratch.fft.resize(fft.get_inplace_scratch_len(), Complex::default());
+        }
     }
 
     /// `row ← row·Q`, `[d_input]`.
@@ -129,6 +136,17 @@ impl Rotation {
     pub fn forward(&self, row: &mut [f32], scratch: &mut RotationScratch) {
         self.apply_signs(row);
         self.transform(row, scratch);
+    }
+
+    /// [`forward`](Self::forward) with working memory that the thread keeps.
+    pub(crate) fn forward_row(&self, row: &mut [f32]) {
+        thread_local! {
+            static SCRATCH: RefCell<RotationScratch> = RefCell::default();
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            self.fit(scratch);
+            self.forward(row, scratch);
+        });
     }
 
     /// `row ← row·Qᵀ`, the inverse of [`forward`](Self::forward).

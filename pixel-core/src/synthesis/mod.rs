@@ -16,7 +16,9 @@ mod slices;
 
 pub use kernel_form::{KernelForm, KernelFormError};
 pub use kernels::Arithmetic;
+pub(crate) use kernels::{MAX_WEIGHTS, Rows};
 pub use slices::PatternSlices;
+pub(crate) use slices::linear;
 
 use crate::encode::DecodedLowRank;
 use crate::math::rotation::{Rotation, RotationScratch};

@@ -1,8 +1,9 @@
 //! Synthesis and products straight from the arrays of a [`KernelForm`](super::KernelForm), on the current thread pool.
 
-use super::kernels::{Arithmetic, Decoder, Product};
+use super::kernels::{self, Arithmetic, Decoder, Product, Rows};
 use crate::codec::CodecLayout;
 use crate::math::simd::Simd;
+use crate::matrix::Shape;
 use rayon::prelude::*;
 
 /// The arrays of a kernel form, borrowed.
@@ -79,15 +80,33 @@ impl<'a> PatternSlices<'a> {
     /// # Panics
     /// If `x` or `y` has another length.
     pub fn linear(&self, x: &[f32], y: &mut [f32]) {
-        let (m, n) = (self.layout().shape().d_output(), self.layout().shape().d_input());
-        let batch = x.len() / n;
-        assert_eq!((x.len(), y.len()), (batch * n, batch * m), "activations [{batch}, {n}] and outputs [{batch}, {m}]");
-        if batch > 0 {
-            self.product.run(x, y);
-        }
+        linear(&[*self], Rows { x, prepare: None }, y);
+    }
+
+    /// The shape of the weight.
+    pub const fn shape(&self) -> Shape {
+        self.product.layout.shape()
     }
 
     fn layout(&self) -> &CodecLayout {
         &self.product.layout
+    }
+}
+
+/// `y = x · [W₀; W₁; …]ᵀ`: `x` is `[batch, d_input]`, prepared, `y` is `[batch, Σ d_output]`.
+///
+/// # Panics
+/// If there is no weight or more than [`MAX_WEIGHTS`](kernels::MAX_WEIGHTS), or if a length does not fit.
+pub(crate) fn linear(weights: &[PatternSlices<'_>], rows: Rows<'_>, y: &mut [f32]) {
+    let x = rows.x;
+    let mut products = [weights[0].product; kernels::MAX_WEIGHTS];
+    let products = &mut products[..weights.len()];
+    products.iter_mut().zip(weights).for_each(|(product, weight)| *product = weight.product);
+    let n = weights[0].shape().d_input();
+    assert!(weights.iter().all(|weight| weight.shape().d_input() == n), "weights of one input");
+    let (batch, m) = (x.len() / n, weights.iter().map(|weight| weight.shape().d_output()).sum::<usize>());
+    assert_eq!((x.len(), y.len()), (batch * n, batch * m), "activations [{batch}, {n}] and outputs [{batch}, {m}]");
+    if batch > 0 {
+        kernels::linear(products, rows, y);
     }
 }

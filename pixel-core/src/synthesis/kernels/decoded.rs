@@ -1,8 +1,9 @@
 //! Products with rows that are decoded first: any codec, in f32.
 
 use super::scratch::Scratch;
-use super::{Decoder, Product, for_each_band};
+use super::{Decoder, Product};
 use crate::math::simd::for_every_level;
+use crate::pool::{self, for_each_chunk};
 
 /// Values that are decoded before they are multiplied by themselves: they stay in the nearest cache.
 const NEAR: usize = 1 << 12;
@@ -19,6 +20,9 @@ const LANES: usize = 32;
 /// The batch from which a blocked matrix product is faster than inner products.
 const GEMM_FROM: usize = 8;
 
+/// Rows that are multiplied by inner products.
+pub(super) const FEW: usize = GEMM_FROM - 1;
+
 /// `x·Wᵀ`, `[d_output, batch]`, for `x` `[batch, d_input]`. A weight is decoded once for the whole batch.
 pub(super) fn linear(product: &Product<'_>, x: &[f32], out: &mut [f32]) {
     let (m, n) = (product.layout.shape().d_output(), product.layout.shape().d_input());
@@ -26,11 +30,11 @@ pub(super) fn linear(product: &Product<'_>, x: &[f32], out: &mut [f32]) {
     let [rows, columns] = if batch < GEMM_FROM { [height, NEAR / height.min(NEAR)] } else { BLOCK };
     let (bands, columns) = (rows.div_ceil(height), columns.next_multiple_of(step));
     // Where a band is a row, a task has several, so that there are not too many tasks.
-    let threads = rayon::current_num_threads();
+    let threads = pool::threads();
     let blocks = (m / (8 * threads * bands * height)).clamp(1, 16);
     let task = blocks * bands * height;
     let decoder = Decoder::new(product);
-    for_each_band(out, task * batch, product.is_parallel(batch, RATE), |i, out| {
+    for_each_chunk(out, task * batch, product.is_parallel(batch, RATE), |i, out| {
         let mut weights = Scratch::new(bands * height * columns.min(n));
         let mut sums = Scratch::new(if batch < GEMM_FROM { height * batch * LANES } else { 0 });
         for (block, out) in out.chunks_mut(bands * height * batch).enumerate() {
@@ -67,7 +71,7 @@ pub(super) fn linear(product: &Product<'_>, x: &[f32], out: &mut [f32]) {
 pub(super) fn linear_of(product: &Product<'_>, rows: &[usize], x: &[f32], out: &mut [f32]) {
     let (m, n) = (product.layout.shape().d_output(), product.layout.shape().d_input());
     let batch = x.len() / n;
-    for rows in rows.chunks(GEMM_FROM - 1) {
+    for rows in rows.chunks(FEW) {
         let (mut some, mut products) = (Scratch::new(rows.len() * n), Scratch::new(m * rows.len()));
         for (some, &row) in some.chunks_exact_mut(n).zip(rows) {
             some.copy_from_slice(&x[row * n..][..n]);

@@ -10,7 +10,9 @@ mod nibble_tables;
 mod nibble_tables_x86;
 #[cfg(target_arch = "x86_64")]
 mod nibble_x86;
-mod scratch;
+#[cfg(target_arch = "x86_64")]
+mod panels;
+mod several;
 #[cfg(target_arch = "x86_64")]
 mod trellis;
 #[cfg(target_arch = "x86_64")]
@@ -22,15 +24,21 @@ mod uniform;
 
 use crate::codec::{CodecLayout, LayoutTables, Readable};
 use crate::math::simd::{Simd, for_every_level};
-use rayon::prelude::*;
+use crate::pool;
+use crate::scratch;
 use scratch::Scratch;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Nanoseconds of work below which a product stays on the calling thread. Another one is awake after some 10 000, but
-/// in a model whose layers are that small it falls asleep and is woken again for each: SmolLM2 at 2 bits decodes a
-/// fifth slower at 40 000.
-const PARALLEL_FROM: usize = 100_000;
+pub(super) use several::linear;
+pub(crate) use several::{MAX_WEIGHTS, Rows};
+
+/// Nanoseconds of work below which a product stays on the calling thread: others are there after a microsecond, and
+/// their caches have to be filled as well.
+const PARALLEL_FROM: usize = 2_000;
+
+/// Rows of activations that one pass over the codes serves, at most.
+const MAX_BATCH: usize = 8;
 
 /// What a product computes with.
 ///
@@ -38,15 +46,27 @@ const PARALLEL_FROM: usize = 100_000;
 /// Per output, for a row `x` of activations and weights `w` `[n]` in the rotated basis, in addition to the rounding of
 /// the output:
 ///
-/// | | trellis | additive, lapped | matching, uniform |
-/// |---|---|---|---|
-/// | `F32` | sums of `n` products in f32 | sums of `bits·n/4` table values in f32 | sums of `n` products in f32 |
-/// | `Integer` | `x` rounded, sums exact (1) | table values rounded, sums exact (2) | as `F32` |
+/// | | trellis | additive, lapped | uniform | matching |
+/// |---|---|---|---|---|
+/// | `F32` | sums of `n` products | of `bits·n/4` table values, or as the trellis | of `n` products | of `n` products |
+/// | `Integer`, few rows | `x` rounded (1) | table values rounded (2) | `x` rounded (3) | as `F32` |
+/// | `Integer`, many rows | `x` rounded (4) | `x` rounded (4) | `x` and `w` rounded (4) | `x` and `w` rounded (4) |
 ///
 /// 1. `x` is rounded to multiples of `max|x| / 32767`: an error of at most `Σ|w|·max|x| / 65534`, of about
 ///    `√n·rms(w)·max|x| / 113000`.
 /// 2. Table values are rounded to multiples of the largest magnitude / 32767: an error of at most half a multiple for
 ///    each of `bits·n/4` tables; with AVX-512 but not VBMI, with VBMI below 256 rows, and without AVX2 as `F32`.
+/// 3. `x` is rounded to multiples of `max|x| / 32639`, the largest `256·high + low` of two signed bytes: an error of at
+///    most `Σ|w|·max|x| / 65278`. The sums of a group are exact, those of groups in f32. Groups or widths that are no
+///    multiples of 16 (with AVX2 alone, or AVX-512 but not VBMI: of 64), large batches, and without AVX2 as `F32`.
+/// 4. With AVX2, from the batch on from which it is faster. `x` is rounded to multiples of a step `s`: the largest of
+///    `max|x| / 32767` and, over blocks of 256 columns, `‖x‖ / 46300`; an error of at most `Σ|w|·s / 2`, its relative
+///    square about `10⁻⁸` where the values of a row are of one size, `(max|x| / rms(x))²·10⁻¹⁰` where few are larger.
+///    Weights of `matching` and `uniform` are rounded in the same way, each block of a row by itself; those of the
+///    other codecs are integers already, unless training changed the dictionary, or a block's norm is more than 1.4
+///    times what it is for values of a root mean square of 1: then its step is a larger power of two, at most twice the
+///    step that the rule gives. Sums are exact over a block, in f32 from block to block. A block of weights below 1e-30
+///    in units of the scale counts as zero.
 ///
 /// `Integer` takes `F32` for a row that is not finite or vanishes (its largest magnitude, or that of its tables, below
 /// 1e-30, but not zero), where there is no kernel for the shape, on the GPU, and in training: the autodiff backend
@@ -74,53 +94,55 @@ pub(super) struct Product<'a> {
 
 impl Product<'_> {
     /// `y = x·Wᵀ`: `x` `[batch, d_input]`, `y` `[batch, d_output]`.
-    pub(super) fn run(&self, x: &[f32], y: &mut [f32]) {
+    fn run(&self, x: &[f32], y: &mut [f32]) {
         let m = self.layout.shape().d_output();
         let batch = y.len() / m;
+        #[cfg(target_arch = "x86_64")]
+        if self.arithmetic == Arithmetic::Integer && panels::pay(self, batch) {
+            return panels::linear(self, x, y);
+        }
+        if self.has_bands(batch) {
+            return linear(std::slice::from_ref(self), Rows { x, prepare: None }, y);
+        }
         if batch == 1 {
             return self.columns(x, y);
         }
         // Bands of the weight are runs of the outputs only where the batch comes last.
         let mut columns = Scratch::new(y.len());
         self.columns(x, &mut columns);
-        const BLOCK: usize = 16;
-        for (first, y) in (0..).step_by(BLOCK).zip(y.chunks_mut(m * BLOCK)) {
-            let rows = y.len() / m;
-            for (col, values) in columns.chunks_exact(batch).enumerate() {
-                for (b, value) in values[first..first + rows].iter().enumerate() {
-                    y[b * m + col] = *value;
-                }
-            }
-        }
+        transpose(&columns, batch, y, m);
     }
 
-    /// [`run`](Self::run) into `[d_output, batch]`.
+    /// [`run`](Self::run) into `[d_output, batch]`, by kernels that take a weight alone.
     fn columns(&self, x: &[f32], out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
-        if self.in_registers(x, out) {
+        if let CodecLayout::Uniform(layout) = &self.layout
+            && uniform::linear(self, layout, x, out)
+        {
             return;
         }
-        match &self.layout {
-            CodecLayout::Nibble(layout) => nibble::linear(self, layout, x, out),
-            _ => decoded::linear(self, x, out),
-        }
+        decoded::linear(self, x, out);
     }
 
-    /// [`columns`](Self::columns) by kernels that never store a weight; `false`, and `out` unchanged, if there is none.
-    #[cfg(target_arch = "x86_64")]
-    fn in_registers(&self, x: &[f32], out: &mut [f32]) -> bool {
+    /// Whether the kernels for few rows, which serve several weights in one step, are the fastest for `batch` rows.
+    fn has_bands(&self, batch: usize) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self.arithmetic == Arithmetic::Integer && panels::pay(self, batch) {
+            return false;
+        }
         match &self.layout {
-            CodecLayout::Trellis(layout) if self.arithmetic == Arithmetic::Integer => {
-                trellis::linear(self, layout, x, out)
+            CodecLayout::Nibble(layout) => nibble::pays(self, layout, batch),
+            #[cfg(target_arch = "x86_64")]
+            CodecLayout::Trellis(layout) => {
+                self.arithmetic == Arithmetic::Integer && trellis::Kernel::exists(layout, self.simd)
             }
-            CodecLayout::Uniform(layout) => uniform::linear(self, layout, x, out),
             _ => false,
         }
     }
 
     /// Whether the product with `batch` rows is worth more than one thread, at `rate` multiply-adds a nanosecond.
     fn is_parallel(&self, batch: usize, rate: usize) -> bool {
-        self.layout.shape().num_weights() * batch >= PARALLEL_FROM * rate && rayon::current_num_threads() > 1
+        self.layout.shape().num_weights() * batch >= PARALLEL_FROM * rate && pool::threads() > 1
     }
 }
 
@@ -186,12 +208,16 @@ for_every_level! {
     }
 }
 
-/// Calls `run` for every `len` values of `out`, in parallel if asked to.
-fn for_each_band(out: &mut [f32], len: usize, parallel: bool, run: impl Fn(usize, &mut [f32]) + Sync) {
-    if parallel {
-        out.par_chunks_mut(len).enumerate().for_each(|(band, out)| run(band, out));
-    } else {
-        out.chunks_mut(len).enumerate().for_each(|(band, out)| run(band, out));
+/// `y` `[batch, m]` from `columns` `[m, batch]`.
+fn transpose(columns: &[f32], batch: usize, y: &mut [f32], m: usize) {
+    const BLOCK: usize = 16;
+    for (first, y) in (0..).step_by(BLOCK).zip(y.chunks_mut(m * BLOCK)) {
+        let rows = y.len() / m;
+        for (col, values) in columns.chunks_exact(batch).enumerate() {
+            for (b, value) in values[first..first + rows].iter().enumerate() {
+                y[b * m + col] = *value;
+            }
+        }
     }
 }
 

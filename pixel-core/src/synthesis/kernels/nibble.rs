@@ -5,14 +5,15 @@
 //! Source: Jégou, Douze and Schmid, *Product Quantization for Nearest Neighbor Search* (2011), for distances by tables;
 //! André, Kermarrec and Le Scouarnec, *Quicker ADC* (2019), for tables in registers.
 
-#[cfg(target_arch = "x86_64")]
 use super::Arithmetic;
+use super::Product;
 use super::nibble_tables::{Columns, fill_tables};
 #[cfg(target_arch = "x86_64")]
 use super::nibble_x86::{Avx512, RoundedTables};
 use super::scratch::Scratch;
-use super::{Product, for_each_band};
+use crate::codec::CodecLayout;
 use crate::codec::nibble::{FIELD_BYTES, NibbleLayout, PATTERNS, QUAD, STRIP};
+use crate::math::simd::SimdLevel;
 
 /// Fields whose tables are used for all rows of a band before the next: 32 KB of them stay in the nearest cache.
 const CHUNK: usize = 512;
@@ -21,74 +22,26 @@ const CHUNK: usize = 512;
 pub(super) const BAND: usize = 8;
 
 /// Multiply-adds a nanosecond, roughly.
-const RATE: usize = 80;
+pub(super) const RATE: usize = 80;
 
-/// Rows of activations that have tables at the same time.
-const MAX_BATCH: usize = 8;
+/// The batch from which tables in memory are slower than decoded weights.
+const FEW: usize = 8;
 
-/// `x·Wᵀ`, `[d_output, batch]`, for `x` `[batch, d_input]`.
-pub(super) fn linear(product: &Product<'_>, layout: &NibbleLayout, x: &[f32], out: &mut [f32]) {
-    let (n, fields) = (layout.shape.d_input(), layout.quads() * QUAD);
-    let batch = x.len() / n;
-    let columns = Columns::new(layout, product.dictionary);
-    let mut padded = Scratch::<f32>::new(columns.padded_len());
-    padded[n..].fill(0.0);
-    let mut tables = Scratch::<f32>::new(batch.min(MAX_BATCH) * fields * PATTERNS);
-    for (block, x) in x.chunks(MAX_BATCH * n).enumerate() {
-        let rows = x.chunks_exact(n);
-        let width = rows.len();
-        for (x, tables) in rows.zip(tables.chunks_exact_mut(fields * PATTERNS)) {
-            padded[..n].copy_from_slice(x);
-            fill_tables(product.simd, &columns, &padded, tables);
-        }
-        let lookup = Lookup::new(product, &tables[..width * fields * PATTERNS], fields);
-        let parallel = product.is_parallel(width, RATE);
-        let band_strips = band_strips(layout, parallel);
-        for_each_band(out, band_strips * STRIP * batch, parallel, |band, out| {
-            let first = band * band_strips;
-            let strips = Strips {
-                codes: &product.codes[first * layout.strip_words()..],
-                strip_words: layout.strip_words(),
-                count: out.len().div_ceil(batch * STRIP),
-            };
-            let scales = &product.scales[first * STRIP..];
-            for b in 0..width {
-                let mut sums = [[0.0; STRIP]; BAND];
-                lookup.sum(b, strips, &mut sums);
-                let sums = sums.as_flattened().iter().zip(scales);
-                for (row, (sum, scale)) in out.chunks_exact_mut(batch).zip(sums) {
-                    row[block * MAX_BATCH + b] = sum * scale;
-                }
-            }
-        });
+/// Whether tables are faster than weights that are decoded and multiplied in f32. Where they are not in registers, they
+/// are for few rows only; where they are, but in f32, a lookup takes 6 ps a nibble of eight weights, a product of
+/// decoded weights 20, and to decode 1200.
+pub(super) fn pays(product: &Product<'_>, layout: &NibbleLayout, batch: usize) -> bool {
+    let rounds = product.arithmetic == Arithmetic::Integer;
+    match product.simd.level() {
+        _ if batch < FEW => true,
+        SimdLevel::Portable => false,
+        SimdLevel::Avx2 => rounds,
+        SimdLevel::Avx512 | SimdLevel::Avx512Vbmi => rounds || batch * (6 * layout.per_eight).saturating_sub(20) < 1200,
     }
 }
 
-/// Strips of a band: enough of them for the tables to be worth loading, and enough bands for all threads.
-fn band_strips(layout: &NibbleLayout, parallel: bool) -> usize {
-    let threads = if parallel { rayon::current_num_threads() } else { 1 };
-    layout.strips().div_ceil(4 * threads).clamp(1, BAND)
-}
-
-/// The codes of a band.
-#[derive(Clone, Copy)]
-pub(super) struct Strips<'a> {
-    /// From the first strip on.
-    pub(super) codes: &'a [u32],
-    pub(super) strip_words: usize,
-    pub(super) count: usize,
-}
-
-impl<'a> Strips<'a> {
-    /// The codes of fields `first … first + len` of strip `strip`, `[len, 16]`.
-    pub(super) fn fields(self, strip: usize, first: usize, len: usize) -> &'a [u8] {
-        let words = &self.codes[strip * self.strip_words..][..self.strip_words];
-        &bytemuck::cast_slice(words)[first * FIELD_BYTES..][..len * FIELD_BYTES]
-    }
-}
-
-/// How values are looked up, and the tables of up to [`MAX_BATCH`] rows for it.
-struct Lookup<'a> {
+/// The tables of up to [`MAX_BATCH`](super::MAX_BATCH) rows of activations, and how values are looked up in them.
+pub(super) struct Tables {
     /// In registers of values rounded to 16 bits, where that pays.
     #[cfg(target_arch = "x86_64")]
     rounded: Option<RoundedTables>,
@@ -96,22 +49,62 @@ struct Lookup<'a> {
     #[cfg(target_arch = "x86_64")]
     avx512: Option<Avx512>,
     /// `[rows, fields, 16]`.
-    tables: &'a [f32],
+    tables: Scratch<f32>,
     fields: usize,
 }
 
-impl<'a> Lookup<'a> {
-    #[cfg(target_arch = "x86_64")]
-    fn new(product: &Product<'_>, tables: &'a [f32], fields: usize) -> Self {
-        let pays = product.arithmetic == Arithmetic::Integer
-            && RoundedTables::pay(product.simd, product.layout.shape().d_output());
-        let rounded = pays.then(|| RoundedTables::new(tables, fields, product.simd)).flatten();
-        Self { rounded, avx512: Avx512::new(product.simd), tables, fields }
+impl Tables {
+    /// The tables for `x` `[rows, d_input]`, to be read by `d_output` rows of weights.
+    pub(super) fn new(product: &Product<'_>, layout: &NibbleLayout, d_output: usize, x: &[f32]) -> Self {
+        let (n, fields) = (layout.shape.d_input(), layout.quads() * QUAD);
+        let columns = Columns::new(layout, product.dictionary);
+        let mut padded = Scratch::<f32>::new(columns.padded_len());
+        padded[n..].fill(0.0);
+        let mut tables = Scratch::<f32>::new(x.len() / n * fields * PATTERNS);
+        for (x, tables) in x.chunks_exact(n).zip(tables.chunks_exact_mut(fields * PATTERNS)) {
+            padded[..n].copy_from_slice(x);
+            fill_tables(product.simd, &columns, &padded, tables);
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            let pays = product.arithmetic == Arithmetic::Integer && RoundedTables::pay(product.simd, d_output);
+            let rounded = pays.then(|| RoundedTables::new(&tables, fields, product.simd)).flatten();
+            Self { rounded, avx512: Avx512::new(product.simd), tables, fields }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = d_output;
+            Self { tables, fields }
+        }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
-    fn new(_: &Product<'_>, tables: &'a [f32], fields: usize) -> Self {
-        Self { tables, fields }
+    /// Whether the tables that `made` has are those of `product`.
+    pub(super) fn serve(product: &Product<'_>, made: &Product<'_>) -> bool {
+        let reads = |product: &Product<'_>| match product.layout {
+            CodecLayout::Nibble(layout) => Some((layout.per_eight, layout.windows, layout.shape.d_input())),
+            _ => None,
+        };
+        reads(product) == reads(made) && product.dictionary == made.dictionary
+    }
+
+    /// The products of the strips from `first` on with every row of activations, into `out` `[rows of the strips,
+    /// batch]`.
+    pub(super) fn multiply(&self, product: &Product<'_>, layout: &NibbleLayout, first: usize, out: &mut [f32]) {
+        let batch = self.tables.len() / (self.fields * PATTERNS);
+        let strips = Strips {
+            codes: &product.codes[first * layout.strip_words()..],
+            strip_words: layout.strip_words(),
+            count: out.len().div_ceil(batch * STRIP),
+        };
+        let scales = &product.scales[first * STRIP..];
+        for b in 0..batch {
+            let mut sums = [[0.0; STRIP]; BAND];
+            self.sum(b, strips, &mut sums);
+            let sums = sums.as_flattened().iter().zip(scales);
+            for (row, (sum, scale)) in out.chunks_exact_mut(batch).zip(sums) {
+                row[b] = sum * scale;
+            }
+        }
     }
 
     /// Adds up what the strips look up for row `b` of the activations, in f32 where its tables cannot be rounded.
@@ -132,6 +125,23 @@ impl<'a> Lookup<'a> {
                 sum_portable(strips.fields(strip, first, tables.len() / PATTERNS), tables, sums);
             }
         }
+    }
+}
+
+/// The codes of a band.
+#[derive(Clone, Copy)]
+pub(super) struct Strips<'a> {
+    /// From the first strip on.
+    pub(super) codes: &'a [u32],
+    pub(super) strip_words: usize,
+    pub(super) count: usize,
+}
+
+impl<'a> Strips<'a> {
+    /// The codes of fields `first … first + len` of strip `strip`, `[len, 16]`.
+    pub(super) fn fields(self, strip: usize, first: usize, len: usize) -> &'a [u8] {
+        let words = &self.codes[strip * self.strip_words..][..self.strip_words];
+        &bytemuck::cast_slice(words)[first * FIELD_BYTES..][..len * FIELD_BYTES]
     }
 }
 

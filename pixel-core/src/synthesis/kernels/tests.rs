@@ -10,7 +10,7 @@ use crate::matrix::Shape;
 use crate::synthesis::KernelForm;
 use proptest::prelude::*;
 
-const CODECS: [&str; 27] = [
+pub(super) const CODECS: [&str; 30] = [
     "trellis:1",
     "trellis:1.5",
     "trellis:2",
@@ -35,12 +35,15 @@ const CODECS: [&str; 27] = [
     "uniform:2",
     "uniform:3:group=32",
     "uniform:5:group=16",
+    "uniform:4",
+    "uniform:4:group=128",
     "uniform:6",
     "uniform:8",
+    "uniform:8:group=80",
     "matching:2:patterns=6",
 ];
 
-fn form(codec: &str, d_output: usize, d_input: usize, seed: u64) -> KernelForm {
+pub(super) fn form(codec: &str, d_output: usize, d_input: usize, seed: u64) -> KernelForm {
     let codec: CodecSpec = codec.parse().unwrap();
     let shape = Shape::new(d_output, d_input).unwrap();
     let header = CodingSpec::new(codec).header(shape, Exponent::ZERO);
@@ -56,12 +59,12 @@ fn form(codec: &str, d_output: usize, d_input: usize, seed: u64) -> KernelForm {
     form
 }
 
-fn activations(len: usize, seed: u64) -> Vec<f32> {
+pub(super) fn activations(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|i| (split_mix(seed, i as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
 }
 
 /// The weight by the layout's own decoder, scaled, in f64.
-fn weight(form: &KernelForm) -> Vec<f64> {
+pub(super) fn weight(form: &KernelForm) -> Vec<f64> {
     let (layout, n) = (form.layout, form.layout.shape().d_input());
     let (mut rows, tables) = (vec![0.0; layout.shape().num_weights()], layout.tables());
     let readable = Readable { layout: &layout, tables: &tables, words: &form.codes, dictionary: &form.dictionary };
@@ -86,6 +89,9 @@ fn tolerance(form: &KernelForm, codec: &str, w: &[f64], x: &[f32], arithmetic: A
         Arithmetic::Integer if codec.starts_with("trellis") => {
             rounding + w.iter().map(|w| w.abs()).sum::<f64>() * peak / 65534.0
         }
+        Arithmetic::Integer if codec.starts_with("uniform") => {
+            rounding + w.iter().map(|w| w.abs()).sum::<f64>() * peak / 65278.0
+        }
         Arithmetic::Integer => {
             let CodecLayout::Nibble(layout) = form.layout else { return rounding };
             // Half a step for each table, the step that of the largest possible value.
@@ -99,20 +105,43 @@ fn tolerance(form: &KernelForm, codec: &str, w: &[f64], x: &[f32], arithmetic: A
     }
 }
 
+/// The same for panels, whatever the batch: both factors in steps of 16 bits, or of the norm of 256 values / 46300.
+fn panels_tolerance(form: &KernelForm, weight: &[f64], x: &[f32], row: usize, arithmetic: Arithmetic) -> f64 {
+    if arithmetic == Arithmetic::F32 {
+        return 0.0;
+    }
+    let (n, per_row) = (x.len(), form.layout.scales_per_row());
+    let scale = |row: usize| {
+        form.scales[row * per_row..][..per_row].iter().fold(0f64, |peak, scale| peak.max(f64::from(scale.abs())))
+    };
+    let norm = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>().sqrt();
+    let step = |values: &[f64]| values.chunks(256).map(norm).fold(0.0, f64::max) * (2f64.sqrt() / 46300.0);
+    let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+    let w_step = weight.chunks_exact(n).enumerate().map(|(row, w)| step(w) / scale(row)).fold(0.0, f64::max);
+    let sum = |values: &[f64]| values.iter().map(|value| value.abs()).sum::<f64>();
+    0.52 * (sum(&weight[row * n..][..n]) * step(&x) + 2.0 * w_step * scale(row) * sum(&x))
+}
+
 fn check(codec: &str, d_output: usize, d_input: usize, batch: usize, seed: u64, magnitude: f32) {
     let form = form(codec, d_output, d_input, seed);
-    let weight = weight(&form);
     let x: Vec<f32> = activations(batch * d_input, seed ^ 1).iter().map(|x| x * magnitude).collect();
+    check_form(codec, &form, &x);
+}
+
+fn check_form(codec: &str, form: &KernelForm, x: &[f32]) {
+    let (d_output, d_input) = (form.layout.shape().d_output(), form.layout.shape().d_input());
+    let (weight, batch) = (weight(form), x.len() / d_input);
     for simd in Simd::available() {
         for arithmetic in [Arithmetic::F32, Arithmetic::Integer] {
             let slices = form.as_slices().with_simd(simd).with_arithmetic(arithmetic);
             let mut y = vec![f32::NAN; batch * d_output];
-            slices.linear(&x, &mut y);
+            slices.linear(x, &mut y);
             for (b, (x, y)) in x.chunks_exact(d_input).zip(y.chunks_exact(d_output)).enumerate() {
                 for (row, (w, y)) in weight.chunks_exact(d_input).zip(y).enumerate() {
                     let expected: f64 = w.iter().zip(x).map(|(w, x)| w * f64::from(*x)).sum();
                     let bound =
-                        tolerance(&form, codec, w, x, arithmetic, form.scales[row * form.layout.scales_per_row()]);
+                        tolerance(form, codec, w, x, arithmetic, form.scales[row * form.layout.scales_per_row()]);
+                    let bound = bound.max(panels_tolerance(form, &weight, x, row, arithmetic));
                     let error = (f64::from(*y) - expected).abs();
                     assert!(
                         error <= bound,
@@ -128,7 +157,7 @@ fn check(codec: &str, d_output: usize, d_input: usize, batch: usize, seed: u64, 
 #[test]
 fn products_of_every_codec_and_batch_are_those_of_the_dense_weight() {
     for codec in CODECS {
-        for batch in [1, 2, 3, 4, 7, 8, 9, 19] {
+        for batch in [1, 2, 3, 4, 7, 8, 9, 19, 65] {
             check(codec, 96, 200, batch, 5, 1.0);
             // Whole steps of every kernel.
             check(codec, 70, 192, batch, 8, 1.0);
@@ -204,6 +233,31 @@ fn the_integers_of_the_largest_weights_do_not_overflow() {
                     assert!((f64::from(*y) - expected).abs() <= 1e-4 * size, "{codec}, {simd:?}: {y} for {expected}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn the_integers_of_the_largest_indices_do_not_overflow() {
+    for codec in ["uniform:8:group=1024", "uniform:8", "uniform:6:group=1024"] {
+        let mut form = form(codec, 17, 2048, 1);
+        let CodecLayout::Uniform(layout) = form.layout else { unreachable!("{codec}") };
+        let (codes, zeros) = form.codes.split_at_mut(layout.code_words());
+        codes.fill(u32::MAX);
+        zeros.fill(0);
+        for (batch, sign) in [(1, 1.0), (8, -1.0)] {
+            check_form(codec, &form, &vec![sign * 3.0; batch * 2048]);
+        }
+    }
+}
+
+#[test]
+fn levels_that_training_has_moved_are_multiplied_as_they_are() {
+    for codec in ["uniform:8", "uniform:4"] {
+        let mut form = form(codec, 40, 192, 4);
+        form.dictionary[3] += 40.0;
+        for batch in [1, 4] {
+            check_form(codec, &form, &activations(batch * 192, 5));
         }
     }
 }

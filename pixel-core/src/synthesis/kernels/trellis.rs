@@ -10,10 +10,10 @@ use super::activations::quantize;
 use super::scratch::Scratch;
 use super::trellis_avx2::Avx2Kernel;
 use super::trellis_avx512::Avx512Kernel;
-use super::{Product, decoded, for_each_band};
+use super::{MAX_BATCH, Product};
 use crate::codec::CodecLayout;
 use crate::codec::trellis::TrellisLayout;
-use crate::math::simd::Simd;
+use crate::math::simd::{Simd, SimdLevel};
 use std::ops::Range;
 
 /// Rows of a tile.
@@ -26,10 +26,7 @@ pub(super) const COLS: usize = 8;
 pub(super) const CHUNK: usize = 16;
 
 /// Multiply-adds a nanosecond, roughly.
-const RATE: usize = 20;
-
-/// Rows of activations that one pass over the codes serves, at most.
-pub(super) const MAX_BATCH: usize = 8;
+pub(super) const RATE: usize = 20;
 
 /// What a kernel reads of the activations of up to [`MAX_BATCH`] rows.
 #[derive(Clone, Copy)]
@@ -127,39 +124,57 @@ const fn block_width(rows: usize) -> usize {
     if rows == 0 { 0 } else { rows.next_power_of_two() }
 }
 
-/// `x·Wᵀ`, `[d_output, batch]`, for `x` `[batch, d_input]`; `false`, and `out` unchanged, if there is no kernel for the
-/// layout. Rows of `x` that cannot be rounded are multiplied in f32; the others do not depend on them.
-pub(super) fn linear(product: &Product<'_>, layout: &TrellisLayout, x: &[f32], out: &mut [f32]) -> bool {
-    let Some(kernel) = Kernel::new(layout, product.simd) else { return false };
-    let rounded = Rounded::new(layout, product.simd, x);
-    let batch = rounded.steps.len();
-    if rounded.unrounded.len() < batch {
-        multiply(product, layout, &kernel, &rounded, out);
-    }
-    decoded::linear_of(product, &rounded.unrounded, x, out);
-    true
+/// Rounded activations, and the kernel that multiplies by them.
+pub(super) struct Input {
+    kernel: Kernel,
+    rounded: Rounded,
 }
 
-/// The product with the rounded rows, `[d_output, batch]`.
-fn multiply(product: &Product<'_>, layout: &TrellisLayout, kernel: &Kernel, rounded: &Rounded, out: &mut [f32]) {
-    let batch = rounded.steps.len();
-    let band_words = rounded.tiles * layout.tile_words();
-    let unit = f64::from(product.dictionary[0]);
-    for_each_band(out, ROWS * batch, product.is_parallel(batch, RATE), |band, out| {
+impl Input {
+    /// `x` `[batch, d_input]`, rounded.
+    ///
+    /// # Panics
+    /// If there is [no kernel](Kernel::exists) for the layout.
+    pub(super) fn new(product: &Product<'_>, layout: &TrellisLayout, x: &[f32]) -> Self {
+        let kernel = Kernel::new(layout, product.simd).expect("a kernel for the layout");
+        Self { kernel, rounded: Rounded::new(layout, product.simd, x) }
+    }
+
+    /// Whether what is made for `made` serves `product`.
+    pub(super) fn serve(product: &Product<'_>, made: &Product<'_>) -> bool {
+        let reads = |product: &Product<'_>| match product.layout {
+            CodecLayout::Trellis(layout) => {
+                Some((layout.grid.tile, layout.grid.shape.d_input(), layout.hash, layout.step, layout.window))
+            }
+            _ => None,
+        };
+        reads(product) == reads(made)
+    }
+
+    /// The rows of `x` that could not be rounded; what [`multiply`](Self::multiply) gives for them is zero.
+    pub(super) fn unrounded(&self) -> &[usize] {
+        &self.rounded.unrounded
+    }
+
+    /// The products of band `band`, [`ROWS`] rows, with every row of `x`, into `out` `[rows, batch]`.
+    pub(super) fn multiply(&self, product: &Product<'_>, layout: &TrellisLayout, band: usize, out: &mut [f32]) {
+        let batch = self.rounded.steps.len();
+        let band_words = self.rounded.tiles * layout.tile_words();
+        let unit = f64::from(product.dictionary[0]);
         let words = &product.codes[band * band_words..][..band_words];
         let scales = &product.scales[band * ROWS..];
         for first in (0..batch).step_by(MAX_BATCH) {
-            let activations = rounded.block(first);
+            let activations = self.rounded.block(first);
             let mut sums = [[0.0; ROWS]; MAX_BATCH];
-            kernel.run(words, activations, &mut sums);
+            self.kernel.run(words, activations, &mut sums);
             for (b, sums) in (first..).zip(&sums[..activations.batch.min(batch - first)]) {
-                let step = unit * f64::from(rounded.steps[b]);
+                let step = unit * f64::from(self.rounded.steps[b]);
                 for (row, (sum, scale)) in out.chunks_exact_mut(batch).zip(sums.iter().zip(scales)) {
                     row[b] = (f64::from(*sum) * step * f64::from(*scale)) as f32;
                 }
             }
         }
-    });
+    }
 }
 
 /// The kernel of the highest level that has one.
@@ -170,9 +185,14 @@ pub(super) enum Kernel {
 }
 
 impl Kernel {
-    pub(super) fn new(layout: &TrellisLayout, simd: Simd) -> Option<Self> {
+    /// Whether there is one.
+    pub(super) fn exists(layout: &TrellisLayout, simd: Simd) -> bool {
         let tile = layout.grid.tile;
-        if (tile.rows, tile.cols) != (ROWS, COLS) {
+        (tile.rows, tile.cols) == (ROWS, COLS) && simd.level() >= SimdLevel::Avx2
+    }
+
+    pub(super) fn new(layout: &TrellisLayout, simd: Simd) -> Option<Self> {
+        if !Self::exists(layout, simd) {
             return None;
         }
         let avx512 = Avx512Kernel::new(layout, simd).map(|kernel| Self::Avx512(Box::new(kernel)));
@@ -193,6 +213,27 @@ impl Kernel {
             Self::Avx2(_) => return false,
         }
         true
+    }
+
+    /// Decodes band `band`, columns from `start` on, into `pairs`, `[pairs of columns, 32 rows, 2]`, as the integers of
+    /// the hash. Where the last tile is cut, so are its pairs.
+    pub(super) fn decode_pairs(&self, product: &Product<'_>, band: usize, start: usize, pairs: &mut [[i16; 2 * ROWS]]) {
+        let CodecLayout::Trellis(layout) = &product.layout else { unreachable!("a trellis kernel of another codec") };
+        let first = band * layout.grid.tile_cols() + start / COLS;
+        let mut words = product.codes[first * layout.tile_words()..].chunks_exact(layout.tile_words());
+        let decode = |words: &[u32], tile: &mut [[i16; 2 * ROWS]; COLS / 2]| match self {
+            Self::Avx2(kernel) => kernel.decode_pairs(words, tile),
+            Self::Avx512(kernel) => kernel.decode_pairs(words, tile),
+        };
+        let (tiles, cut) = pairs.as_chunks_mut::<{ COLS / 2 }>();
+        for (tile, words) in tiles.iter_mut().zip(&mut words) {
+            decode(words, tile);
+        }
+        if !cut.is_empty() {
+            let mut tile = [[0; 2 * ROWS]; COLS / 2];
+            decode(words.next().expect("words of the last tile"), &mut tile);
+            cut.copy_from_slice(&tile[..cut.len()]);
+        }
     }
 
     fn run(&self, words: &[u32], activations: Activations<'_>, sums: &mut [[f32; ROWS]; MAX_BATCH]) {

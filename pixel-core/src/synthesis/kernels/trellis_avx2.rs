@@ -3,7 +3,8 @@
 //! A lane of 32 bits is a row: eight rows at a time, one step of each. Four rows lie within 16 bytes, from which a byte
 //! shuffle brings 32 bits of each into its lane.
 
-use super::trellis::{Activations, CHUNK, COLS, MAX_BATCH, ROWS};
+use super::MAX_BATCH;
+use super::trellis::{Activations, CHUNK, COLS, ROWS};
 use crate::codec::trellis::TrellisLayout;
 use crate::math::simd::{Simd, SimdLevel};
 use std::arch::x86_64::*;
@@ -112,6 +113,51 @@ impl Avx2Kernel {
             };
         }
         run!(2 2  2 3  2 4  2 5  1 3  1 4);
+    }
+
+    /// The integers of a tile, `[pairs of columns, rows, 2]`.
+    pub(super) fn decode_pairs(&self, words: &[u32], pairs: &mut [[i16; 2 * ROWS]; COLS / 2]) {
+        macro_rules! decode {
+            ($($weights:literal $bits:literal)+) => {
+                match (self.weights, self.bits) {
+                    $(
+                        // SAFETY: the kernel exists where its instructions do.
+                        ($weights, $bits) => unsafe { self.decode_tile_pairs::<$weights, $bits>(words, pairs) },
+                    )+
+                    (weights, bits) => unreachable!("{weights} weights, {bits} bits a step"),
+                }
+            };
+        }
+        decode!(2 2  2 3  2 4  2 5  1 3  1 4);
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn decode_tile_pairs<const WEIGHTS: usize, const BITS: usize>(
+        &self,
+        words: &[u32],
+        pairs: &mut [[i16; 2 * ROWS]; COLS / 2],
+    ) {
+        let (steps, together) = (Places::<WEIGHTS, BITS>::STEPS, Places::<WEIGHTS, BITS>::TOGETHER);
+        let tile = Tile::<WEIGHTS, BITS>::new(words);
+        for group in 0..ROWS / GROUP {
+            for first in (0..steps).step_by(together) {
+                let rows = tile.rows(group * GROUP, first);
+                for step in (first..first + together).step_by(2 / WEIGHTS) {
+                    let values = if WEIGHTS == 2 {
+                        _mm256_sub_epi16(self.fields::<WEIGHTS, BITS>(rows, step), _mm256_set1_epi16(30))
+                    } else {
+                        // From the end of the row: the later step is the earlier column.
+                        let sum =
+                            |step| _mm256_madd_epi16(self.fields::<WEIGHTS, BITS>(rows, step), _mm256_set1_epi16(1));
+                        _mm256_blend_epi16::<0b1010_1010>(sum(step + 1), _mm256_slli_epi32::<16>(sum(step)))
+                    };
+                    let pair = (steps - 1 - step) * WEIGHTS / 2;
+                    let out = &mut pairs[pair][group * 2 * GROUP..][..2 * GROUP];
+                    // SAFETY: 16 integers.
+                    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), values) };
+                }
+            }
+        }
     }
 
     /// `G` groups of rows and `B` rows of activations at a time.

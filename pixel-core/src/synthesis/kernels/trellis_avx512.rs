@@ -3,7 +3,8 @@
 //! A lane of 64 bits is a row and four of its columns: a byte permutation brings the bits of a row into its lane, a
 //! multishift cuts windows out of it, and the fields of their hashes are added in 16 bits.
 
-use super::trellis::{Activations, CHUNK, COLS, MAX_BATCH, ROWS};
+use super::MAX_BATCH;
+use super::trellis::{Activations, CHUNK, COLS, ROWS};
 use crate::codec::trellis::{TILE_LEN, TrellisLayout};
 use crate::math::simd::{Simd, SimdLevel};
 use std::arch::x86_64::*;
@@ -98,6 +99,47 @@ impl Avx512Kernel {
                 (2, false) => self.decode_tiles::<2, false>(words, unit, rows),
                 (2, _) => self.decode_tiles::<2, true>(words, unit, rows),
                 _ => self.decode_tiles::<1, true>(words, unit, rows),
+            }
+        }
+    }
+
+    /// The integers of a tile, `[pairs of columns, rows, 2]`.
+    pub(super) fn decode_pairs(&self, words: &[u32], pairs: &mut [[i16; 2 * ROWS]; COLS / 2]) {
+        assert_eq!(words.len(), self.tile_words, "words of a tile");
+        // SAFETY: the kernel exists where its instructions do.
+        unsafe {
+            match (self.weights, self.tile_words > 16) {
+                (2, false) => self.decode_tile_pairs::<2, false>(words, pairs),
+                (2, _) => self.decode_tile_pairs::<2, true>(words, pairs),
+                _ => self.decode_tile_pairs::<1, true>(words, pairs),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512vbmi2,gfni")]
+    fn decode_tile_pairs<const WEIGHTS: usize, const WIDE: bool>(
+        &self,
+        words: &[u32],
+        pairs: &mut [[i16; 2 * ROWS]; COLS / 2],
+    ) {
+        let centre = _mm512_set1_epi16(if WEIGHTS == 2 { 30 } else { 0 });
+        // The first pairs of sixteen rows, then the second ones.
+        let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+        let bits = self.load::<WIDE>(words);
+        for groups in 0..ROWS / GROUP / 2 {
+            let first = self.gather::<WEIGHTS, WIDE>(bits, 2 * groups);
+            let second = self.gather::<WEIGHTS, WIDE>(bits, 2 * groups + 1);
+            for half in 0..2 {
+                let first = _mm512_sub_epi16(self.fields::<WEIGHTS, false>(first, half), centre);
+                let second = _mm512_sub_epi16(self.fields::<WEIGHTS, false>(second, half), centre);
+                let even = _mm512_permutex2var_epi32(first, even, second);
+                let odd = _mm512_permutex2var_epi32(first, odd, second);
+                // SAFETY: 32 of 64 integers.
+                unsafe {
+                    _mm512_storeu_si512(pairs[2 * half].as_mut_ptr().add(groups * 4 * GROUP).cast(), even);
+                    _mm512_storeu_si512(pairs[2 * half + 1].as_mut_ptr().add(groups * 4 * GROUP).cast(), odd);
+                }
             }
         }
     }

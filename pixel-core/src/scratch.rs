@@ -24,16 +24,16 @@ thread_local! {
 
 /// `len` values with arbitrary contents, aligned to 64 bytes; the memory goes back to its thread when dropped.
 #[derive(Debug)]
-pub(super) struct Scratch<T> {
+pub(crate) struct Scratch<T> {
     lines: Vec<Line>,
     len: usize,
     values: PhantomData<T>,
 }
 
 impl<T: Pod> Scratch<T> {
-    pub(super) fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         let mut lines = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
-        let count = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        let count = lines_of::<T>(len);
         if lines.len() < count {
             lines.resize(count, Line::zeroed());
         }
@@ -51,17 +51,22 @@ impl<T> Drop for Scratch<T> {
     }
 }
 
+/// The lines that `len` values take; a value is a part of one, or several whole ones.
+const fn lines_of<T>(len: usize) -> usize {
+    (len * size_of::<T>()).div_ceil(size_of::<Line>())
+}
+
 impl<T: Pod> Deref for Scratch<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        &bytemuck::cast_slice(&self.lines[..lines_of::<T>(self.len)])[..self.len]
     }
 }
 
 impl<T: Pod> DerefMut for Scratch<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        &mut bytemuck::cast_slice_mut(&mut self.lines[..lines_of::<T>(self.len)])[..self.len]
     }
 }
 

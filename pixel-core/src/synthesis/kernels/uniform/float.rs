@@ -1,33 +1,24 @@
-//! Products with indices on a uniform grid: an index is a weight up to the group's zero point and scale, so that no
-//! decoded weight is stored.
+//! Products with a uniform weight in f32: indices to floats, sixteen at a time.
 
-use super::scratch::Scratch;
-use super::{Product, for_each_band};
+use super::super::Product;
+use super::super::scratch::Scratch;
+use super::{AHEAD, UNPACKED as STEP, prefetch};
 use crate::codec::read_bits;
 use crate::codec::uniform::UniformLayout;
 use crate::math::simd::{Simd, SimdLevel};
+use crate::pool::for_each_chunk;
+use crate::pool::threads;
 
 /// Multiply-adds a nanosecond, roughly.
 const RATE: usize = 15;
 
-/// The batch from which a decoded weight serves enough rows.
-const DECODED_FROM: usize = 32;
-
-/// Weights that are unpacked together.
-const STEP: usize = 16;
-
-/// `x·Wᵀ`, `[d_output, batch]`, for `x` `[batch, d_input]`; `false`, and `out` unchanged, if there is no kernel for it.
-pub(super) fn linear(product: &Product<'_>, layout: &UniformLayout, x: &[f32], out: &mut [f32]) -> bool {
+/// `x·Wᵀ`, `[d_output, batch]`, for `x` `[batch, d_input]`; from AVX2 on, whole steps filling groups and rows.
+pub(super) fn linear(product: &Product<'_>, layout: &UniformLayout, x: &[f32], out: &mut [f32]) {
     let (m, n, groups) = (layout.shape.d_output(), layout.shape.d_input(), layout.num_groups());
-    let batch = x.len() / n;
-    // Training may have moved the levels from where every file has them.
-    let are_integers = || product.dictionary.iter().enumerate().all(|(i, level)| *level == i as f32);
-    let Some(kernel) = Kernel::new(layout, product.simd).filter(|_| batch < DECODED_FROM && are_integers()) else {
-        return false;
-    };
+    let (batch, kernel) = (x.len() / n, Kernel { simd: product.simd, bits: layout.bits });
     let (codes, zeros) = product.codes.split_at(layout.code_words());
-    let rows = (m / (16 * rayon::current_num_threads())).clamp(1, 256);
-    for_each_band(out, rows * batch, product.is_parallel(batch, RATE), |band, out| {
+    let rows = (m / (16 * threads())).clamp(1, 256);
+    for_each_chunk(out, rows * batch, product.is_parallel(batch, RATE), |band, out| {
         let mut zero_points = Scratch::<f32>::new(groups);
         for (row, out) in (band * rows..).zip(out.chunks_exact_mut(batch)) {
             read_zero_points(layout, zeros, row, &mut zero_points);
@@ -40,7 +31,6 @@ pub(super) fn linear(product: &Product<'_>, layout: &UniformLayout, x: &[f32], o
             out.iter_mut().zip(x.chunks_exact(n)).for_each(|(out, x)| *out = kernel.run(row, x));
         }
     });
-    true
 }
 
 /// The zero points of the groups of row `row`.
@@ -73,12 +63,6 @@ struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel, if `simd` has one and whole steps fill the groups and rows.
-    fn new(layout: &UniformLayout, simd: Simd) -> Option<Self> {
-        let fits = layout.group.is_multiple_of(STEP) && layout.shape.d_input().is_multiple_of(STEP);
-        (fits && simd.level() >= SimdLevel::Avx2).then_some(Self { simd, bits: layout.bits })
-    }
-
     fn run(self, row: Row<'_>, x: &[f32]) -> f32 {
         macro_rules! run {
             ($($bits:literal)+) => {
@@ -120,17 +104,6 @@ fn steps<'a, const BITS: usize>(codes: &'a [u8], x: &'a [f32]) -> impl Iterator<
     codes.chunks_exact(2 * BITS).map(bytes).zip(x.as_chunks::<STEP>().0)
 }
 
-/// Asks for the indices a page ahead: the processor itself does not look beyond the end of one.
-#[inline(always)]
-fn prefetch(codes: &[u8]) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    const AHEAD: usize = 4096;
-    for line in codes.chunks(64) {
-        // SAFETY: any address may be asked for, and every x86-64 has the instruction.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD).cast()) };
-    }
-}
-
 #[target_feature(enable = "avx512f,avx512bw")]
 fn product_avx512<const BITS: usize>(row: Row<'_>, x: &[f32]) -> f32 {
     use std::arch::x86_64::*;
@@ -142,7 +115,7 @@ fn product_avx512<const BITS: usize>(row: Row<'_>, x: &[f32]) -> f32 {
     let mut sum = _mm512_setzero_ps();
     let groups = row.codes.chunks(row.group / 8 * BITS).zip(x.chunks(row.group));
     for ((codes, x), (scale, zero)) in groups.zip(row.scales.iter().zip(row.zero_points)) {
-        prefetch(codes);
+        codes.chunks(64).for_each(|codes| prefetch(codes, AHEAD));
         let (zero, mut lanes) = (_mm512_set1_ps(*zero), _mm512_setzero_ps());
         for (codes, x) in steps::<BITS>(codes, x) {
             // SAFETY: 16 bytes; sixteen values.
@@ -168,7 +141,7 @@ fn product_avx2<const BITS: usize>(row: Row<'_>, x: &[f32]) -> f32 {
     let mut sums = [_mm256_setzero_ps(); 2];
     let groups = row.codes.chunks(row.group / 8 * BITS).zip(x.chunks(row.group));
     for ((codes, x), (scale, zero)) in groups.zip(row.scales.iter().zip(row.zero_points)) {
-        prefetch(codes);
+        codes.chunks(64).for_each(|codes| prefetch(codes, AHEAD));
         let (zero, mut lanes) = (_mm256_set1_ps(*zero), [_mm256_setzero_ps(); 2]);
         for (codes, x) in steps::<BITS>(codes, x) {
             for (half, lanes) in lanes.iter_mut().enumerate() {
