@@ -55,6 +55,7 @@
 //! f64.
 
 pub mod archive;
+pub mod attention;
 #[cfg(feature = "burn")]
 pub mod backend;
 pub mod codec;
@@ -63,6 +64,7 @@ pub mod config;
 pub mod dictionary;
 pub mod encode;
 mod error;
+pub mod forward;
 #[doc(hidden)]
 pub mod lru;
 pub mod math;

@@ -1,6 +1,7 @@
 //! The arithmetic beneath everything else: rotations, linear algebra in one written order, measures of error, and the
 //! vector instructions that loops may use.
 
+pub(crate) mod exp;
 mod exponent;
 pub(crate) mod linalg;
 pub mod metrics;
