@@ -68,6 +68,18 @@ pub fn check_device(device: &Device) -> Result<(), BackendError> {
     }
 }
 
+/// Whether the device is the processor that this program runs on, whose threads may all put tensors there.
+pub fn is_host(device: &Device) -> bool {
+    match device.as_dispatch() {
+        #[cfg(feature = "flex")]
+        burn::backend::DispatchDevice::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        burn::backend::DispatchDevice::NdArray(_) => true,
+        #[allow(unreachable_patterns, reason = "the features of the whole build decide which backends exist")]
+        _ => false,
+    }
+}
+
 /// Runs a first operation on the device, which is where Burn panics if a GPU or its driver is missing.
 ///
 /// For programs that let their users choose a device. While it runs, panics of the whole process are held back.

@@ -36,6 +36,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod attention;
 #[cfg(feature = "autodiff")]
 mod autodiff;
 #[cfg(feature = "cube")]
@@ -55,14 +56,24 @@ mod native;
     allow(unused_variables, reason = "without a backend nothing is dispatched")
 )]
 mod ops;
+mod projection;
+mod ready;
 mod rotation;
 mod tensors;
 mod terms;
 #[cfg(test)]
 mod tests;
 
-pub use device::{BackendError, check_device, probe_device};
+pub use attention::{
+    Attended, AttentionCache, AttentionInputs, AttentionTensors, HeadNormTensors, Held, HeldTensors, PaddingTensor,
+    RotaryTensors, attend,
+};
+pub use device::{BackendError, check_device, is_host, probe_device};
 pub use ops::PixelBackend;
+pub use projection::{
+    CodedTensors, NormTensors, OptionalTensor, ProjectionTensors, RotationTables, WeightTensors, project,
+};
+pub use ready::{ReadyProjection, ReadyWeight};
 pub use rotation::{RotationTensors, rotate};
 pub use tensors::{LowRankTensors, PatternTensors, ProtectedTensors, match_patterns};
 

@@ -1,9 +1,14 @@
 //! The extension trait.
 
-use super::{Direction, definition};
+use super::{Attended, AttentionTensors, Direction, ProjectionTensors, definition};
+#[cfg(feature = "cube")]
+use super::{attention::AttendedMetadata, attention::AttentionTensorsMetadata, projection::ProjectionTensorsMetadata};
+use crate::attention::AttentionSpec;
 use crate::codec::CodecLayout;
 use crate::math::rotation::Rotation;
 use crate::synthesis::Arithmetic;
+#[cfg(feature = "cube")]
+use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
 #[cfg(feature = "cube")]
@@ -81,6 +86,24 @@ pub trait PixelBackend: Backend {
         definition::pattern_linear::<Self>(x, codes, scales, dictionary, &layout)
     }
 
+    /// A [projection](ProjectionTensors) of the last axis of `x`, `[…, d_input]`.
+    #[fusion(dtype = x, shape = projected_shape(x, with))]
+    fn project(x: FloatTensor<Self>, #[extension_type] with: ProjectionTensors<Self>) -> FloatTensor<Self> {
+        definition::project::<Self>(x, with)
+    }
+
+    /// Attention of new tokens, heads `qkv` `[batch, seq, (n_heads + 2·n_kv_heads) · d_head]`, to a cache of `start`
+    /// tokens and to themselves; see [`attend`](super::attend).
+    #[fusion(meta = attended)]
+    fn attend(
+        qkv: FloatTensor<Self>,
+        #[extension_type] with: AttentionTensors<Self>,
+        start: usize,
+        spec: AttentionSpec,
+    ) -> Attended<Self> {
+        definition::attend::<Self>(qkv, with, start, &spec)
+    }
+
     /// The cosine of every tile with every pattern, `[tiles, patterns]`, for `tiles` `[tiles, tile_len]` and `patterns`
     /// `[patterns, tile_len]`; 0 where one of them is zero. Burn's own product is the best kernel for it.
     #[fusion(default)]
@@ -97,4 +120,23 @@ fn rows_shape(rows: &Shape, layout: &CodecLayout) -> Shape {
 #[cfg(feature = "cube")]
 fn linear_shape(x: &Shape, layout: &CodecLayout) -> Shape {
     Shape::from([x[0], layout.shape().d_output()])
+}
+
+#[cfg(feature = "cube")]
+fn projected_shape(x: &Shape, with: &ProjectionTensorsMetadata) -> Shape {
+    let mut shape = x.clone();
+    let last = shape.num_dims() - 1;
+    shape[last] = with.outputs();
+    shape
+}
+
+#[cfg(feature = "cube")]
+fn attended(
+    qkv: &TensorSpec,
+    with: &AttentionTensorsMetadata,
+    _start: &usize,
+    spec: &AttentionSpec,
+) -> AttendedMetadata {
+    let shape = Shape::from([qkv.shape[0], qkv.shape[1], spec.n_heads * spec.d_head]);
+    AttendedMetadata { out: TensorSpec::new(shape, qkv.dtype), keys: with.keys.clone(), values: with.values.clone() }
 }

@@ -1,6 +1,6 @@
 //! Rotations on a device.
 
-use super::{Direction, Dispatch, PixelBackend};
+use super::{Direction, Dispatch, PixelBackend, RotationTables};
 use crate::math::rotation::Rotation;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, assert_shape};
@@ -29,7 +29,7 @@ impl RotationTensors {
         Self::from_rotation(Arc::new(Rotation::new(d_input, seed)), device)
     }
 
-    fn from_rotation(rotation: Arc<Rotation>, device: &Device) -> Self {
+    pub(super) fn from_rotation(rotation: Arc<Rotation>, device: &Device) -> Self {
         let device = device.clone().without_autodiff();
         let (words, values) = (rotation.sign_words(), rotation.hartley_values());
         let (num_words, num_values) = (words.len(), values.len());
@@ -41,6 +41,15 @@ impl RotationTensors {
     /// The rotation.
     pub fn rotation(&self) -> &Rotation {
         &self.rotation
+    }
+
+    /// The tables as an operation takes them.
+    pub(super) fn tables(&self) -> RotationTables<Dispatch> {
+        RotationTables::Present {
+            signs: self.signs.clone().into_dispatch(),
+            hartley: self.hartley.clone().into_dispatch(),
+            rotation: Arc::clone(&self.rotation),
+        }
     }
 
     /// Where the tables are.

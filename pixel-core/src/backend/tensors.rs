@@ -186,6 +186,16 @@ impl PatternTensors {
         Self { arithmetic, ..self }
     }
 
+    /// The seed of the rotation, if there is one.
+    pub fn seed(&self) -> Option<u64> {
+        self.rotation.as_ref().map(|tables| tables.rotation().seed())
+    }
+
+    /// Whether there is nothing beside the codes: neither protected columns nor a low-rank part.
+    pub fn is_coded_alone(&self) -> bool {
+        self.protected.is_none() && self.low_rank.is_none()
+    }
+
     /// Where the tensors are.
     pub fn device(&self) -> Device {
         self.scales.device()

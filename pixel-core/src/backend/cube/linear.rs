@@ -30,16 +30,18 @@ enum Reduction {
 }
 
 #[cube(launch)]
-fn linear_kernel<F: Float>(
-    x: &Tensor<F>,
+fn linear_kernel<X: Float, F: Float>(
+    x: &Tensor<X>,
     codes: &Tensor<u32>,
     scales: &Tensor<f32>,
     dictionary: &Tensor<f32>,
     out: &mut Tensor<F>,
+    first_column: usize,
     #[comptime] layout: CodecLayout,
     #[comptime] tile: usize,
     #[comptime] width: usize,
     #[comptime] reduction: Reduction,
+    #[define(X)] _x_type: ElemType,
     #[define(F)] _dtype: ElemType,
 ) {
     let d_input = comptime!(layout.shape().d_input());
@@ -127,11 +129,12 @@ fn linear_kernel<F: Float>(
             sync_cube();
         }
     }
+    let stride = out.shape(1);
     if unit == 0 && row < d_output && is_inside {
         #[unroll]
         for b in 0..tile {
             if first + b < batch {
-                out[(first + b) * d_output + row] = F::cast_from(sums[b]);
+                out[(first + b) * stride + first_column + row] = F::cast_from(sums[b]);
             }
         }
     }
@@ -139,8 +142,14 @@ fn linear_kernel<F: Float>(
 
 /// `x` is `[batch, d_input]`, contiguous, of any float type; the result `[batch, d_output]` of the same type.
 pub(super) fn linear(x: CubeTensor, weight: Weight) -> CubeTensor {
+    let out = empty_like(&x, Shape::from([x.shape()[0], weight.layout.shape().d_output()]), x.dtype);
+    into_columns(x, weight, &out, 0);
+    out
+}
+
+/// [`linear`] into the columns of `out` `[batch, …]` from `first` on.
+pub(super) fn into_columns(x: CubeTensor, weight: Weight, out: &CubeTensor, first: usize) {
     let (batch, d_output) = (x.shape()[0], weight.layout.shape().d_output());
-    let out = empty_like(&x, Shape::from([batch, d_output]), x.dtype);
     let client = out.client.clone();
     let hardware = &client.properties().hardware;
     let plane = hardware.plane_size_max;
@@ -153,7 +162,7 @@ pub(super) fn linear(x: CubeTensor, weight: Weight) -> CubeTensor {
     let cube_dim = CubeDim::new_2d(width, ROWS);
     let cubes = d_output.div_ceil(ROWS as usize) * batch.div_ceil(tile);
     let count = calculate_cube_count_elemwise(&client, cubes * cube_dim.num_elems() as usize, cube_dim);
-    let dtype = dtype_to_storage_type(x.dtype);
+    let types = [x.dtype, out.dtype].map(dtype_to_storage_type);
     linear_kernel::launch(
         &client,
         count,
@@ -163,11 +172,12 @@ pub(super) fn linear(x: CubeTensor, weight: Weight) -> CubeTensor {
         weight.scales.into_tensor_arg(),
         weight.dictionary.into_tensor_arg(),
         out.clone().into_tensor_arg(),
+        first,
         weight.layout,
         tile,
         width as usize,
         reduction,
-        dtype,
+        types[0],
+        types[1],
     );
-    out
 }

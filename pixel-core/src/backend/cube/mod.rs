@@ -3,12 +3,16 @@
 //! [`decode`] reads one weight from the codes; [`synthesize`], [`linear`] and [`rotate`] are built on it. Codes, scales
 //! and dictionary are read as they are stored; weights exist in registers alone.
 
+mod attend;
 mod decode;
 mod linear;
+mod project;
 mod rotate;
+mod row;
 mod synthesize;
 
-use super::{Direction, PixelBackend};
+use super::{Attended, AttentionTensors, Direction, PixelBackend, ProjectionTensors};
+use crate::attention::AttentionSpec;
 use crate::codec::CodecLayout;
 use crate::math::rotation::Rotation;
 use crate::synthesis::Arithmetic;
@@ -62,6 +66,19 @@ impl PixelBackend for CubeBackend {
         _arithmetic: Arithmetic,
     ) -> FloatTensor<Self> {
         linear::linear(into_contiguous(x), Weight::new(codes, scales, dictionary, layout))
+    }
+
+    fn project(x: FloatTensor<Self>, with: ProjectionTensors<Self>) -> FloatTensor<Self> {
+        project::project(x, with)
+    }
+
+    fn attend(
+        qkv: FloatTensor<Self>,
+        with: AttentionTensors<Self>,
+        start: usize,
+        spec: AttentionSpec,
+    ) -> Attended<Self> {
+        attend::attend(qkv, with, start, spec)
     }
 }
 

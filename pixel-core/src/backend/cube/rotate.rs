@@ -1,6 +1,7 @@
 //! `x · Q` and `x · Qᵀ` with `Q = diag(±1)·(M ⊗ H_b)/√n`: the Hadamard matrix of runs of `b` values as a fast transform
 //! in shared memory, and the remaining factor, `M = R_m ⊗ H`, `[n/b, n/b]`, as a product, where it is more than one.
 
+use super::row::sign;
 use super::{Bound, empty_like};
 use crate::backend::Direction;
 use crate::math::rotation::Rotation;
@@ -26,12 +27,6 @@ struct Ends {
     signs_out: bool,
     /// `1/√n` after, by its bits.
     scale: Option<u32>,
-}
-
-#[cube]
-fn sign(signs: &Tensor<u32>, at: usize) -> f32 {
-    let bit = (signs[at / 32] >> ((at % 32) as u32)) & 1u32;
-    1.0 - 2.0 * f32::cast_from(bit)
 }
 
 #[cube]

@@ -1,17 +1,49 @@
 //! Flex and NdArray: the slices code of core on the tensors' own memory. Tensors that are strided are copied once.
 
+mod attention;
 #[cfg(feature = "flex")]
 mod flex;
 #[cfg(feature = "ndarray")]
 #[allow(deprecated, reason = "Burn's ndarray backend is deprecated, and still offered here")]
 mod nd;
+mod projection;
+#[cfg(feature = "flex")]
+pub(super) mod ready;
 
 use super::Direction;
 use crate::math::rotation::Rotation;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::{DType, FloatDType, Shape};
 use rayon::prelude::*;
+
+/// A tensor that lends its memory.
+trait Lend: Sized {
+    /// The same tensor with its values side by side, copied only where they are not.
+    fn contiguous(self) -> Self;
+
+    /// The values of a contiguous tensor of F32.
+    fn floats(&self) -> &[f32];
+
+    /// The values of a contiguous tensor of U32.
+    fn words(&self) -> &[u32];
+
+    /// The values of a contiguous tensor of F32, of a copy if others hold the tensor.
+    fn floats_mut(&mut self) -> &mut [f32];
+
+    /// The values of a contiguous tensor of U32, of a copy if others hold the tensor.
+    fn words_mut(&mut self) -> &mut [u32];
+
+    fn from_values(values: Vec<f32>, shape: Shape) -> Self;
+}
+
+/// A tensor of F32 whose values lie side by side.
+fn ready<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B>
+where
+    FloatTensor<B>: Lend,
+{
+    in_f32::<B>(tensor).contiguous()
+}
 
 /// Values of a tensor below which it is rotated on the calling thread.
 const PARALLEL_FROM: usize = 1 << 14;
@@ -100,6 +132,19 @@ macro_rules! operations {
                 with_values(&x, |x| weight.with_arithmetic(arithmetic).linear(x, &mut out));
             });
             from_f32::<Self>(from_values(out, shape), dtype)
+        }
+
+        fn project(x: FloatTensor<Self>, with: ProjectionTensors<Self>) -> FloatTensor<Self> {
+            projection::project::<Self>(x, with)
+        }
+
+        fn attend(
+            qkv: FloatTensor<Self>,
+            with: AttentionTensors<Self>,
+            start: usize,
+            spec: AttentionSpec,
+        ) -> Attended<Self> {
+            attention::attend::<Self>(qkv, with, start, spec, flags)
         }
     };
 }

@@ -1,7 +1,8 @@
 //! How tensors of NdArray lend their memory.
 
-use super::{from_f32, in_f32, rotate_rows, row_numbers};
-use crate::backend::{Direction, PixelBackend, definition};
+use super::{Lend, attention, from_f32, in_f32, projection, rotate_rows, row_numbers};
+use crate::attention::AttentionSpec;
+use crate::backend::{Attended, AttentionTensors, Direction, PixelBackend, ProjectionTensors, definition};
 use crate::codec::CodecLayout;
 use crate::math::rotation::Rotation;
 use crate::synthesis::{Arithmetic, PatternSlices};
@@ -14,6 +15,46 @@ use std::sync::Arc;
 
 impl PixelBackend for NdArray {
     super::operations!();
+}
+
+impl Lend for NdArrayTensor {
+    fn contiguous(self) -> Self {
+        match self {
+            Self::F32(storage) if !storage.view().is_standard_layout() => {
+                Self::F32(storage.view().as_standard_layout().into_owned().into_shared().into())
+            }
+            Self::U32(storage) if !storage.view().is_standard_layout() => {
+                Self::U32(storage.view().as_standard_layout().into_owned().into_shared().into())
+            }
+            other => other,
+        }
+    }
+
+    fn floats(&self) -> &[f32] {
+        let Self::F32(storage) = self else { panic!("a tensor of {:?} where F32 belongs", self.dtype()) };
+        storage.view().to_slice().expect("a contiguous tensor")
+    }
+
+    fn words(&self) -> &[u32] {
+        let Self::U32(storage) = self else { panic!("codes of {:?} where U32 belongs", self.dtype()) };
+        storage.view().to_slice().expect("a contiguous tensor")
+    }
+
+    fn floats_mut(&mut self) -> &mut [f32] {
+        let dtype = self.dtype();
+        let Self::F32(storage) = self else { panic!("a tensor of {dtype:?} where F32 belongs") };
+        storage.ensure_owned().as_slice_mut().expect("a contiguous tensor")
+    }
+
+    fn words_mut(&mut self) -> &mut [u32] {
+        let dtype = self.dtype();
+        let Self::U32(storage) = self else { panic!("codes of {dtype:?} where U32 belongs") };
+        storage.ensure_owned().as_slice_mut().expect("a contiguous tensor")
+    }
+
+    fn from_values(values: Vec<f32>, shape: Shape) -> Self {
+        from_values(values, shape)
+    }
 }
 
 fn with_values(tensor: &NdArrayTensor, f: impl FnOnce(&[f32])) {
@@ -62,4 +103,9 @@ fn into_integers(tensor: NdArrayTensor) -> impl Iterator<Item = i64> {
         other => panic!("row numbers of type {:?}", other.dtype()),
     };
     values.into_iter()
+}
+
+fn flags(tensor: NdArrayTensor) -> Vec<bool> {
+    let NdArrayTensor::Bool(storage) = &tensor else { panic!("a mask of {:?}", tensor.dtype()) };
+    storage.view().iter().copied().collect()
 }

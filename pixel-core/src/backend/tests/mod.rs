@@ -5,6 +5,7 @@
 
 #[cfg(feature = "autodiff")]
 mod gradients;
+mod layers;
 
 use super::*;
 use crate::codec::CodecLayout;
@@ -513,6 +514,22 @@ macro_rules! suite {
             #[test]
             fn training_multiplies_in_f32() {
                 on(|device| FEW.into_iter().for_each(|spec| gradients::are_of_products_in_f32(device, spec)));
+            }
+
+            #[test]
+            fn projections_are_their_parts() {
+                on(layers::projections_are_their_parts);
+            }
+
+            #[test]
+            fn attention_is_its_definition() {
+                on(layers::attention_is_its_definition);
+            }
+
+            #[cfg(feature = "autodiff")]
+            #[test]
+            fn steps_have_gradients() {
+                on(layers::steps_have_gradients);
             }
 
             #[test]

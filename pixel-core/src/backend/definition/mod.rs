@@ -10,13 +10,18 @@
 //! The codecs differ in the indices and factors alone ([`super::terms`]); values follow from this one formula, and so
 //! do gradients (`gradients.rs`).
 
-use super::Direction;
 use super::terms::terms;
+mod attention;
+
+pub(super) use attention::{attend, unpack};
+
+use super::{CodedTensors, Direction, NormTensors, PixelBackend, ProjectionTensors, RotationTables};
 use crate::codec::CodecLayout;
+use crate::forward::Activation;
 use crate::math::rotation::Rotation;
 use burn::backend::tensor::{Device, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
-use burn::tensor::{DType, FloatDType, IntDType, Shape, TensorData};
+use burn::tensor::{DType, FloatDType, IntDType, Shape, Slice, TensorData};
 
 /// One term of a weight's values, all tensors flat, `[num_weights]`.
 pub(super) struct Term<B: Backend> {
@@ -134,6 +139,99 @@ pub(super) fn rotate<B: Backend>(
         }
         B::float_reshape(x, shape)
     })
+}
+
+/// A projection with all that goes before and after it, part by part.
+pub(super) fn project<B: PixelBackend>(x: FloatTensor<B>, with: ProjectionTensors<B>) -> FloatTensor<B> {
+    let ProjectionTensors { norm: before, rotation, weights, activation, residual, post_norm } = with;
+    let (mut shape, n) = (x.shape(), *x.shape().as_slice().last().expect("an axis of inputs"));
+    let rows = shape.num_elements() / n.max(1);
+    let y = in_f32::<B>(x, |x| {
+        let x = norm::<B>(B::float_reshape(x, Shape::from([rows, n])), before);
+        let x = match rotation {
+            RotationTables::Absent => x,
+            RotationTables::Present { signs, hartley, rotation } => {
+                B::rotate(x, signs, hartley, rotation, Direction::Forward)
+            }
+        };
+        let products = weights.into_weights().map(|weight| {
+            let CodedTensors { codes, scales, dictionary, bias, layout, arithmetic } = weight;
+            let y = B::pattern_linear(x.clone(), codes, scales, dictionary, layout, arithmetic);
+            match bias.into_option() {
+                None => y,
+                Some(bias) => B::float_add(y, row::<B>(bias)),
+            }
+        });
+        let y = activate::<B>(B::float_cat(products.collect(), 1), activation);
+        let y = match residual.into_option() {
+            None => y,
+            Some(residual) => {
+                let residual = B::float_reshape(residual, y.shape());
+                B::float_add(y, if residual.dtype() == DType::F32 { residual } else { to_f32::<B>(residual) })
+            }
+        };
+        norm::<B>(y, post_norm)
+    });
+    let last = shape.num_dims() - 1;
+    shape[last] = y.shape()[1];
+    B::float_reshape(y, shape)
+}
+
+/// Rows `[rows, n]`, normed.
+pub(super) fn norm<B: Backend>(x: FloatTensor<B>, norm: NormTensors<B>) -> FloatTensor<B> {
+    let scaled = |x: FloatTensor<B>, gamma: FloatTensor<B>, epsilon: f64| {
+        let power = B::float_mean_dim(B::float_mul(x.clone(), x.clone()), 1);
+        let root = B::float_sqrt(B::float_add_scalar(power, epsilon.into()));
+        B::float_mul(B::float_div(x, root), row::<B>(gamma))
+    };
+    match norm {
+        NormTensors::Absent => x,
+        NormTensors::Rms { gamma, epsilon } => scaled(x, gamma, epsilon),
+        NormTensors::Layer { gamma, beta, epsilon } => {
+            let centred = B::float_sub(x.clone(), B::float_mean_dim(x, 1));
+            let y = scaled(centred, gamma, epsilon);
+            match beta.into_option() {
+                None => y,
+                Some(beta) => B::float_add(y, row::<B>(beta)),
+            }
+        }
+    }
+}
+
+/// `[n]` as a row of F32, `[1, n]`.
+fn row<B: Backend>(values: FloatTensor<B>) -> FloatTensor<B> {
+    let n = values.shape().num_elements();
+    let values = if values.dtype() == DType::F32 { values } else { to_f32::<B>(values) };
+    B::float_reshape(values, Shape::from([1, n]))
+}
+
+fn to_f32<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_cast(x, FloatDType::F32)
+}
+
+/// Rows `[rows, inputs · n]` to `[rows, n]`.
+fn activate<B: Backend>(x: FloatTensor<B>, activation: Activation) -> FloatTensor<B> {
+    match activation {
+        Activation::Identity => x,
+        Activation::Relu => B::relu(x),
+        Activation::Gelu => B::gelu(x),
+        Activation::GeluTanh => {
+            // ½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))) = x·sigmoid(2·√(2/π)·(x + 0.044715·x³))
+            let cube = B::float_mul(B::float_mul(x.clone(), x.clone()), x.clone());
+            let inner = B::float_add(x.clone(), B::float_mul_scalar(cube, 0.044715.into()));
+            let factor = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+            B::float_mul(x, B::sigmoid(B::float_mul_scalar(inner, factor.into())))
+        }
+        Activation::GatedSilu => {
+            let (rows, width) = (x.shape()[0], x.shape()[1] / 2);
+            let half = |x: FloatTensor<B>, at: usize| {
+                let slices = [Slice::from(0..rows), Slice::from(at * width..(at + 1) * width)];
+                B::float_slice(x, &slices)
+            };
+            let (gate, up) = (half(x.clone(), 0), half(x, 1));
+            B::float_mul(B::float_mul(gate.clone(), B::sigmoid(gate)), up)
+        }
+    }
 }
 
 /// The side of the Hadamard matrices that are multiplied out.
