@@ -9,10 +9,9 @@ use crate::error::ModelError;
 use crate::weights::{LinearSize, TokenEmbedding, WeightLoader, projections};
 use burn::module::Module;
 use burn::nn::{DropoutConfig, LayerNorm};
-use burn::tensor::activation::{gelu, gelu_approximate, relu};
 use burn::tensor::{Bool, DType, Int, Tensor, assert_shape, s};
-use pixel_nn::Projection;
-use pixel_nn::attention::{AttentionInput, PIXELAttention};
+use pixel_nn::attention::PIXELAttention;
+use pixel_nn::{Projection, ProjectionStep};
 
 /// What may stand before the names of the tensors; a base model saved by itself has nothing.
 const PREFIXES: [&str; 3] = ["", "bert.", "model."];
@@ -57,6 +56,8 @@ pub struct BertLayer {
     pub output_norm: LayerNorm,
     #[module(skip)]
     activation: Activation,
+    /// The ε of both norms.
+    epsilon: f64,
 }
 
 impl Bert {
@@ -202,6 +203,7 @@ impl BertLayer {
             attention_norm: loader.layer_norm(&format!("{name}.attention.output.LayerNorm"), hidden, epsilon)?,
             output_norm: loader.layer_norm(&format!("{name}.output.LayerNorm"), hidden, epsilon)?,
             activation: config.hidden_act,
+            epsilon,
         })
     }
 
@@ -210,21 +212,10 @@ impl BertLayer {
     /// # Panics
     /// As [`PIXELAttention::attend`].
     pub fn forward(&self, states: Tensor<3>, mask_pad: Option<Tensor<2, Bool>>) -> Tensor<3> {
-        let input = AttentionInput::self_attn(states.clone());
-        let input = mask_pad.into_iter().fold(input, AttentionInput::mask_pad);
-        let states = self.attention_norm.forward(states + self.attention.attend(input).context);
-        let inner = self.activation.apply(self.intermediate.forward(states.clone()));
-        self.output_norm.forward(states + self.output.forward(inner))
-    }
-}
-
-impl Activation {
-    /// Applies the function to every number.
-    pub fn apply<const D: usize>(self, tensor: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::Gelu => gelu(tensor),
-            Self::GeluTanh => gelu_approximate(tensor),
-            Self::Relu => relu(tensor),
-        }
+        let (attention_norm, output_norm) = ((&self.attention_norm, self.epsilon), (&self.output_norm, self.epsilon));
+        let states = self.attention.block().with_post_norm(attention_norm).forward(states, mask_pad);
+        let inner = ProjectionStep::new([&self.intermediate]).with_activation(self.activation);
+        let output = ProjectionStep::new([&self.output]).with_residual(states.clone()).with_post_norm(output_norm);
+        output.forward(inner.forward(states))
     }
 }

@@ -68,6 +68,7 @@ use burn::tensor::{Bool, Device, FloatDType, Int, Tensor};
 use config::CONFIG_FILE;
 use pixel_core::archive::Model;
 use pixel_nn::SynthesisMode;
+use pixel_nn::attention::CacheFormat;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenizer::TextTokenizer;
@@ -97,11 +98,13 @@ pub struct LoadOptions {
     pub synthesis: SynthesisMode,
     /// The type of dense weights and of activations, whatever the type in the file. Default: F32.
     pub dtype: FloatDType,
+    /// How the caches of decoders hold keys and values. Default: as they are.
+    pub cache_format: CacheFormat,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { synthesis: SynthesisMode::OnDemand, dtype: FloatDType::F32 }
+        Self { synthesis: SynthesisMode::OnDemand, dtype: FloatDType::F32, cache_format: CacheFormat::F32 }
     }
 }
 
@@ -109,6 +112,11 @@ impl LoadOptions {
     /// Chooses when packed layers have dense weights.
     pub fn with_synthesis(self, synthesis: SynthesisMode) -> Self {
         Self { synthesis, ..self }
+    }
+
+    /// Chooses how the caches of decoders hold keys and values.
+    pub fn with_cache_format(self, cache_format: CacheFormat) -> Self {
+        Self { cache_format, ..self }
     }
 
     /// Chooses the type of dense weights and of activations.
@@ -193,14 +201,15 @@ pub fn load(path: impl AsRef<Path>, options: &LoadOptions, device: &Device) -> R
     let side_file = |name: &str| if path.is_file() { path.with_file_name(name) } else { path.join(name) };
     let config = ModelConfig::from_file(side_file(CONFIG_FILE))?;
     let weights = Model::open(path)?;
-    let mut loader = WeightLoader::new(&weights, options.clone(), device.clone());
     let tokenizer = || if_there(side_file(TOKENIZER_FILE)).map(|file| TextTokenizer::from_file(&file)).transpose();
+    let (mut loader, tokenizer) =
+        rayon::join(|| WeightLoader::new(&weights, options.clone(), device.clone()), tokenizer);
     let path = path.to_owned();
     match config {
         ModelConfig::Llama(config) => {
             let network = Llama::from_loader(&config, &mut loader)?;
             let (weight_names, unused) = loader.finish();
-            let (max_positions, tokenizer) = (config.max_position_embeddings, tokenizer()?);
+            let (max_positions, tokenizer) = (config.max_position_embeddings, tokenizer?);
             let model = CausalModel { network, config, weight_names, unused, max_positions, tokenizer, path };
             Ok(LoadedModel::Causal(model))
         }
@@ -209,7 +218,7 @@ pub fn load(path: impl AsRef<Path>, options: &LoadOptions, device: &Device) -> R
             let pooling = pooling.unwrap_or_default();
             let network = Bert::from_loader(&config, &mut loader)?;
             let (weight_names, unused) = loader.finish();
-            let (max_positions, tokenizer) = (config.max_position_embeddings, tokenizer()?);
+            let (max_positions, tokenizer) = (config.max_position_embeddings, tokenizer?);
             let model = EncoderModel { network, config, pooling, weight_names, unused, max_positions, tokenizer, path };
             Ok(LoadedModel::Encoder(model))
         }

@@ -9,10 +9,9 @@ use crate::error::ModelError;
 use crate::weights::{LinearSize, TokenEmbedding, WeightLoader, projections};
 use burn::module::Module;
 use burn::nn::{DropoutConfig, RmsNorm};
-use burn::tensor::activation::silu;
 use burn::tensor::{DType, Int, Tensor, s};
-use pixel_nn::attention::{KeyValueCache, PIXELAttention, Rotary};
-use pixel_nn::{Projection, SharedInput, SynthesisMode};
+use pixel_nn::attention::{CacheFormat, KeyValueCache, PIXELAttention, Rotary};
+use pixel_nn::{Activation, Projection, ProjectionStep, SynthesisMode};
 
 /// What may stand before the names of the layers' tensors; a base model saved by itself has nothing.
 const PREFIXES: [&str; 2] = ["model.", ""];
@@ -36,6 +35,9 @@ pub struct Llama {
     /// How a head that is the embedding gets at its weight.
     #[module(skip)]
     synthesis: SynthesisMode,
+    /// How caches hold keys and values.
+    #[module(skip)]
+    cache_format: CacheFormat,
 }
 
 /// One layer: attention and MLP, each after a norm and added to what went in.
@@ -87,7 +89,16 @@ impl Llama {
             true => None,
             false => Some(loader.projection("lm_head", [vocabulary, hidden], false)?),
         };
-        Ok(Self { embed_tokens, layers, norm, lm_head, synthesis: loader.synthesis().clone() })
+        let (synthesis, cache_format) = (loader.synthesis().clone(), loader.cache_format());
+        if !cache_format.fits(config.head_dim) {
+            let what = format!(
+                "a cache of {} bits for heads of {} values: they do not fill words of 32 bits",
+                cache_format.bits(),
+                config.head_dim
+            );
+            return Err(ModelError::Unsupported { path: loader.root(), what });
+        }
+        Ok(Self { embed_tokens, layers, norm, lm_head, synthesis, cache_format })
     }
 
     /// The logits of the token after each one of a text.
@@ -167,14 +178,15 @@ impl Llama {
         self.head(self.hidden_cached(tokens, cache))
     }
 
-    /// An empty cache that grows as tokens come.
+    /// An empty cache that grows as tokens come, in the format that the model was [loaded](crate::LoadOptions) with.
     pub fn cache(&self) -> LlamaCache {
         self.cache_with_capacity(0)
     }
 
     /// An empty cache that holds `tokens` tokens before it moves for the first time.
     pub fn cache_with_capacity(&self, tokens: usize) -> LlamaCache {
-        LlamaCache { layers: vec![KeyValueCache::with_capacity(tokens); self.layers.len()] }
+        let cache = KeyValueCache::with_capacity(tokens).with_format(self.cache_format);
+        LlamaCache { layers: vec![cache; self.layers.len()] }
     }
 
     /// The linear layers, and the head if it has a weight of its own.
@@ -215,8 +227,7 @@ impl LlamaLayer {
 
     /// Reads a text, `[batch, seq, hidden_size]` to the same.
     pub fn forward(&self, states: Tensor<3>) -> Tensor<3> {
-        let attended = self.attention.forward(self.input_norm.forward(states.clone()));
-        self.feed_forward(states + attended)
+        self.feed_forward(self.attention.block().with_norm(&self.input_norm).forward(states, None))
     }
 
     /// Reads new tokens, `[batch, seq, hidden_size]` to the same, and adds them to `cache`.
@@ -224,12 +235,14 @@ impl LlamaLayer {
     /// # Panics
     /// As [`PIXELAttention::forward_cached`].
     pub fn forward_cached(&self, states: Tensor<3>, cache: &mut KeyValueCache) -> Tensor<3> {
-        let attended = self.attention.forward_cached(self.input_norm.forward(states.clone()), cache);
-        self.feed_forward(states + attended)
+        self.feed_forward(self.attention.block().with_norm(&self.input_norm).forward_cached(states, None, cache))
     }
 
     fn feed_forward(&self, states: Tensor<3>) -> Tensor<3> {
-        states.clone() + self.mlp.forward(self.post_attention_norm.forward(states))
+        let GatedMlp { gate, up, down } = &self.mlp;
+        let inner = ProjectionStep::new([gate, up]).with_norm(&self.post_attention_norm);
+        let inner = inner.with_activation(Activation::GatedSilu).forward(states.clone());
+        ProjectionStep::new([down]).with_residual(states).forward(inner)
     }
 }
 
@@ -245,8 +258,8 @@ impl GatedMlp {
 
     /// Applies the MLP to every token, `[batch, seq, hidden_size]` to the same.
     pub fn forward(&self, states: Tensor<3>) -> Tensor<3> {
-        let states = SharedInput::new(states);
-        self.down.forward(silu(self.gate.forward_shared(&states)) * self.up.forward_shared(&states))
+        let inner = ProjectionStep::new([&self.gate, &self.up]).with_activation(Activation::GatedSilu);
+        self.down.forward(inner.forward(states))
     }
 }
 

@@ -6,7 +6,12 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, Param
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use pixel_core::archive::{Archive, Model, ModelTensor};
-use pixel_nn::{LayerError, PIXELAttention, PIXELEmbedding, PIXELLinear, PixelModule, Projection, SynthesisMode};
+use pixel_core::backend::is_host;
+use pixel_nn::attention::CacheFormat;
+use pixel_nn::{
+    LayerError, PIXELAttention, PIXELEmbedding, PIXELLinear, PatternWeight, PixelModule, Projection, SynthesisMode,
+};
+use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -141,18 +146,40 @@ pub struct WeightLoader<'a> {
     device: Device,
     used: BTreeSet<String>,
     names: BTreeMap<ParamId, String>,
+    /// The packed weights that were put on the device beforehand, until they are asked for.
+    packed: BTreeMap<String, Result<PatternWeight, ModelError>>,
 }
 
 impl<'a> WeightLoader<'a> {
     /// A loader of the tensors of `model`, which puts parameters on `device`.
+    ///
+    /// Where that is the processor, packed weights are read, checked and brought into the order of their kernels now,
+    /// by all its threads; what is wrong with one is told when it is asked for.
     pub fn new(model: &'a Model, options: LoadOptions, device: Device) -> Self {
-        let tensors = model.tensors();
-        Self { model, tensors, options, device, used: BTreeSet::new(), names: BTreeMap::new() }
+        let (tensors, used, names) = (model.tensors(), BTreeSet::new(), BTreeMap::new());
+        let packed = match model {
+            Model::Packed(archive) if is_host(&device) => {
+                let read = |name: &String| (name.clone(), read_packed(archive, name, &device));
+                archive.entries().par_iter().map(|(name, _)| read(name)).collect()
+            }
+            _ => BTreeMap::new(),
+        };
+        Self { model, tensors, options, device, used, names, packed }
     }
 
     /// How packed layers get at their weights.
     pub fn synthesis(&self) -> &SynthesisMode {
         &self.options.synthesis
+    }
+
+    /// How caches are to hold keys and values.
+    pub fn cache_format(&self) -> CacheFormat {
+        self.options.cache_format
+    }
+
+    /// The directory or file of the model.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.model.checkpoint().root().to_owned()
     }
 
     /// Whether there is a tensor of that name.
@@ -187,7 +214,7 @@ impl<'a> WeightLoader<'a> {
         self.check(&weight, &[d_output, d_input])?;
         let (id, projection) = match self.archive_of(&weight) {
             Some(archive) => {
-                let layer = PIXELLinear::from_packed(&archive.packed(&weight)?, bias, &self.device);
+                let layer = PIXELLinear::from_weight(self.packed(archive, &weight)?, bias, &self.device);
                 let layer = layer.map_err(named(&weight))?.with_synthesis(self.options.synthesis.clone());
                 (layer.weight.codes().id, Projection::Pixel(layer))
             }
@@ -212,7 +239,7 @@ impl<'a> WeightLoader<'a> {
         self.check(name, &shape)?;
         let (id, table) = match self.archive_of(name) {
             Some(archive) => {
-                let table = PIXELEmbedding::from_packed(&archive.packed(name)?, &self.device).map_err(named(name))?;
+                let table = PIXELEmbedding::from_weight(self.packed(archive, name)?);
                 let table = table.with_synthesis(self.options.synthesis.clone());
                 (table.weight.codes().id, TokenEmbedding::Pixel(table))
             }
@@ -265,6 +292,11 @@ impl<'a> WeightLoader<'a> {
         (self.names, unused)
     }
 
+    /// A packed weight on the device.
+    fn packed(&mut self, archive: &Archive, name: &str) -> Result<PatternWeight, ModelError> {
+        self.packed.remove(name).unwrap_or_else(|| read_packed(archive, name, &self.device))
+    }
+
     /// The archive, if it holds the tensor as codes.
     fn archive_of(&self, name: &str) -> Option<&'a Archive> {
         match self.model {
@@ -312,6 +344,12 @@ impl<'a> WeightLoader<'a> {
         let data = TensorData::new(values, shape);
         self.device.memory_persistent_allocations(data, |data| Tensor::from_data(data, (&self.device, dtype)))
     }
+}
+
+/// Reads a packed weight and puts it on `device`.
+fn read_packed(archive: &Archive, name: &str, device: &Device) -> Result<PatternWeight, ModelError> {
+    let packed = archive.packed(name)?;
+    Ok(PatternWeight::from_packed(&packed, device).map_err(named(name))?)
 }
 
 /// A row-major matrix of `cols` columns, at least one, as one of `cols` rows.

@@ -93,7 +93,12 @@ impl PIXELEmbedding {
     /// # Errors
     /// [`LayerError::Backend`].
     pub fn from_packed(packed: &PackedWeight, device: &Device) -> Result<Self, LayerError> {
-        Ok(Self { weight: PatternWeight::from_packed(packed, device)?, synthesis: SynthesisMode::OnDemand })
+        Ok(Self::from_weight(PatternWeight::from_packed(packed, device)?))
+    }
+
+    /// A table from a weight on its device, `[n_embedding, d_model]`.
+    pub fn from_weight(weight: PatternWeight) -> Self {
+        Self { weight, synthesis: SynthesisMode::OnDemand }
     }
 
     /// The table whose tensor is `NAME.weight`, packed. Hashes are checked.

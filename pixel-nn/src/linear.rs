@@ -112,7 +112,7 @@ pub struct PIXELLinear {
     /// `[d_output]`.
     pub bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
-    synthesis: SynthesisMode,
+    pub(crate) synthesis: SynthesisMode,
 }
 
 impl PIXELLinear {
@@ -151,11 +151,18 @@ impl PIXELLinear {
     /// # Errors
     /// [`LayerError::BiasShape`]; [`LayerError::Backend`].
     pub fn from_packed(packed: &PackedWeight, bias: Option<Vec<f32>>, device: &Device) -> Result<Self, LayerError> {
-        let shape = packed.shape();
+        Self::from_weight(PatternWeight::from_packed(packed, device)?, bias, device)
+    }
+
+    /// A layer from a weight on `device` and a bias `[d_output]`, if there is one.
+    ///
+    /// # Errors
+    /// [`LayerError::BiasShape`].
+    pub fn from_weight(weight: PatternWeight, bias: Option<Vec<f32>>, device: &Device) -> Result<Self, LayerError> {
+        let shape = weight.shape();
         if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != shape.d_output()) {
             return Err(LayerError::BiasShape { tensor: "bias".into(), found: vec![bias.len()], weight: shape });
         }
-        let weight = PatternWeight::from_packed(packed, device)?;
         let bias = bias.map(|bias| Param::from_data(TensorData::new(bias, [shape.d_output()]), device));
         Ok(Self { weight, bias, synthesis: SynthesisMode::OnDemand })
     }

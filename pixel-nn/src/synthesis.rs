@@ -2,10 +2,11 @@
 
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::{Device, Tensor};
+use pixel_core::backend::{PatternTensors, ReadyWeight};
 use pixel_core::lru::Lru;
 use pixel_core::synthesis::Arithmetic;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 /// How a layer gets at its weights.
 #[derive(Debug, Clone, Default)]
@@ -96,6 +97,15 @@ struct SlotState {
     id: u64,
     /// The caches in which the weight was put.
     caches: Mutex<Vec<Weak<Weights>>>,
+    /// The weight as projections take it, once one has.
+    ready: OnceLock<ReadyWeight>,
+}
+
+impl Slot {
+    /// The weight as projections take it, made at the first call.
+    pub(crate) fn ready(&self, tensors: impl FnOnce() -> PatternTensors) -> &ReadyWeight {
+        self.0.ready.get_or_init(|| ReadyWeight::new(tensors()))
+    }
 }
 
 impl SlotState {
@@ -111,7 +121,7 @@ impl SlotState {
 impl Default for SlotState {
     fn default() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), caches: Mutex::default() }
+        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), caches: Mutex::default(), ready: OnceLock::new() }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::synthesis::{Slot, SynthesisMode};
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 use pixel_core::backend::{
-    Direction, LowRankTensors, PatternTensors, ProtectedTensors, RotationTensors, check_device, rotate,
+    Direction, LowRankTensors, PatternTensors, ProtectedTensors, ReadyWeight, RotationTensors, check_device, rotate,
 };
 use pixel_core::codec::{CodecLayout, LayoutTables};
 use pixel_core::math::Exponent;
@@ -281,6 +281,11 @@ impl PatternWeight {
             arithmetic: Arithmetic::default(),
             tables: self.form.tables.clone(),
         }
+    }
+
+    /// The weight as a part of a projection, if nothing but codes is part of it.
+    pub(crate) fn ready(&self) -> Option<&ReadyWeight> {
+        (self.protected.is_none() && self.low_rank.is_none()).then(|| self.slot.ready(|| self.tensors()))
     }
 
     /// `x · Wᵀ`: `[…, d_input]` to `[…, d_output]`, as `mode` says.

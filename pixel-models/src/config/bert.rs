@@ -3,6 +3,7 @@
 use super::layers;
 use crate::error::ModelError;
 use crate::fields::Fields;
+use pixel_nn::Activation;
 
 /// An encoder of the BERT family.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,18 +27,6 @@ pub struct BertConfig {
     pub layer_norm_eps: f64,
     /// The activation of the MLP.
     pub hidden_act: Activation,
-}
-
-/// The activation of an encoder's MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Activation {
-    /// `x·Φ(x)` with the error function.
-    Gelu,
-    /// `x·Φ(x)` with its approximation by a hyperbolic tangent.
-    GeluTanh,
-    /// `max(x, 0)`.
-    Relu,
 }
 
 impl BertConfig {

@@ -7,8 +7,9 @@ mod bert;
 mod llama;
 mod pooling;
 
-pub use bert::{Activation, BertConfig};
+pub use bert::BertConfig;
 pub use llama::{LlamaConfig, LlamaFamily};
+pub use pixel_nn::Activation;
 pub use pooling::Pooling;
 
 use crate::error::ModelError;

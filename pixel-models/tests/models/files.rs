@@ -20,7 +20,10 @@ fn an_archive_is_the_dense_model_of_its_own_weights() {
         let bits = model.network.linear_size().bits_per_weight();
         assert!((4.0..11.0).contains(&bits), "{name}: {bits}");
         let found = model.network.forward(tokens.clone());
-        assert!(distance(found.clone(), expected.clone()) < 1e-4, "{name}");
+        // Activations are rounded to 16 bits, unless everything is asked for in f32.
+        assert!(distance(found.clone(), expected.clone()) < 1e-3, "{name}");
+        let exact = causal_with(&packed, &LoadOptions::default().with_synthesis(SynthesisMode::OnDemandF32));
+        assert!(distance(exact.network.forward(tokens.clone()), expected.clone()) < 1e-4, "{name}");
         assert_eq!(model.unused, Vec::<String>::new());
         // Packed at all, and not far from the original.
         let original = causal(&folder(name)).network.forward(tokens.clone());

@@ -6,8 +6,10 @@
 //!  value ─▶ project ─▶ heads ───────────────────▶ cache ─────────────────────────────────────┘
 //! ```
 //!
-//! Norm, rotation and cache are there if they are asked for. Key heads are never repeated: the query heads that share
-//! one are stacked into one longer query.
+//! Norm, rotation and cache are there if they are asked for. All between the projections is one operation of the
+//! backend ([`pixel_core::attention`]) without a matrix of scores; [`PIXELAttention::attend`], which returns the
+//! weights, and dropout in training take it apart. Key heads are never repeated: the query heads that share one are
+//! stacked into one longer query.
 //!
 //! # Example
 //! A text read in one go and token by token gives the same.
@@ -31,18 +33,21 @@
 //! ```
 //!
 //! # Limits
-//! All scores of a call exist at once, `batch · n_heads · seq_q · seq_k` numbers. A
-//! [window](PIXELAttentionConfig::window) hides keys, and neither the scores nor a cache become smaller by it. A text
-//! padded on its left is turned as if the padding were tokens, which moves all its positions alike and so changes
+//! In [`PIXELAttention::attend`] and under autodiff all scores of a call exist at once, `batch · n_heads · seq_q ·
+//! seq_k` numbers. A [window](PIXELAttentionConfig::window) hides keys, and a cache does not become smaller by it. A
+//! text padded on its left is turned as if the padding were tokens, which moves all its positions alike and so changes
 //! nothing: rotary attention reads differences of positions.
 
+mod block;
 mod cache;
 mod config;
 mod mask;
 mod rotary;
 
+pub use block::AttentionBlock;
 pub use cache::KeyValueCache;
 pub use config::{AttentionConfigError, PIXELAttentionConfig};
+pub use pixel_core::attention::CacheFormat;
 pub use rotary::{Rotary, RotaryConfig, RotaryScaling};
 
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
@@ -56,6 +61,7 @@ use crate::error::LayerError;
 use crate::projection::Projection;
 use crate::shared_input::SharedInput;
 use pixel_core::CodecSpec;
+use pixel_core::attention::AttentionSpec;
 
 /// Multi-head attention whose query heads may share key heads: `softmax(q·kᵀ/√d_head)·v` for each head.
 ///
@@ -75,7 +81,7 @@ pub struct PIXELAttention {
     pub value: Projection,
     /// From `n_heads · d_head` to `d_model`.
     pub output: Projection,
-    /// The norm of each query head, over `d_head`.
+    /// The norm of each query head, over `d_head`; queries and keys have one with the same ε, or none.
     pub query_norm: Option<RmsNorm>,
     /// The norm of each key head, over `d_head`.
     pub key_norm: Option<RmsNorm>,
@@ -191,7 +197,8 @@ impl PIXELAttention {
         [&self.query, &self.key, &self.value, &self.output]
     }
 
-    /// Attention of a text to itself; [`attend`](Self::attend) takes masks and returns the weights as well.
+    /// Attention of a text to itself; [`attend`](Self::attend) takes masks and returns the weights as well, and a
+    /// [block](Self::block) adds what a transformer has around it.
     ///
     /// # Shapes
     /// - tokens: `[batch, seq, d_model]`
@@ -200,9 +207,7 @@ impl PIXELAttention {
     /// # Panics
     /// If the last axis is not `d_model`.
     pub fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
-        assert_shape!(tokens, [_, _, self.d_model]);
-        let tokens = SharedInput::new(tokens);
-        self.attend_shared([&tokens, &tokens, &tokens], Masks::default()).context
+        AttentionBlock::of(self).forward(tokens, None)
     }
 
     /// Attention of queries to keys. With rotary positions, both texts begin at position 0.
@@ -259,7 +264,7 @@ impl PIXELAttention {
     /// If the attention is not causal (earlier tokens cannot see later ones), if the last axis is not `d_model`, or if
     /// the batch, the number of key heads or their size differ from those of the tokens in `cache`.
     pub fn forward_cached(&self, tokens: Tensor<3>, cache: &mut KeyValueCache) -> Tensor<3> {
-        self.step(tokens, None, cache)
+        AttentionBlock::of(self).forward_cached(tokens, None, cache)
     }
 
     /// [`forward_cached`](Self::forward_cached) for texts of unequal length: `mask_pad` is true where a new token is
@@ -278,23 +283,29 @@ impl PIXELAttention {
         mask_pad: Tensor<2, Bool>,
         cache: &mut KeyValueCache,
     ) -> Tensor<3> {
-        let [batch, seq, _] = tokens.dims();
-        assert_shape!(mask_pad, [batch, seq]);
-        self.step(tokens, Some(mask_pad), cache)
+        AttentionBlock::of(self).forward_cached(tokens, Some(mask_pad), cache)
     }
 
-    fn step(&self, tokens: Tensor<3>, mask_pad: Option<Tensor<2, Bool>>, cache: &mut KeyValueCache) -> Tensor<3> {
-        assert!(self.causal, "forward_cached needs causal attention, got causal = false");
-        assert_shape!(tokens, [_, _, self.d_model]);
-        let [_, seq, _] = tokens.dims();
-        let device = tokens.device();
-        let start = cache.len();
+    /// The attention in a block of a transformer, `x + attention(x)`, to which norms may be added.
+    pub fn block(&self) -> AttentionBlock<'_> {
+        AttentionBlock::of(self).with_residual()
+    }
 
-        let tokens = SharedInput::new(tokens);
-        let Heads { query, key, value } = self.heads([&tokens, &tokens, &tokens], start);
-        let (key, value, padding) = cache.append(key, value, mask_pad);
-        let masks = self.hide_by_position(Masks::default().padding(padding), start, [seq, start + seq], &device);
-        self.mix(Heads { query, key, value }, masks).context
+    /// What the attention is, with a cache that holds numbers as `format` says.
+    fn spec(&self, format: CacheFormat) -> AttentionSpec {
+        let epsilon = |norm: &Option<RmsNorm>| norm.as_ref().map(|norm| norm.epsilon);
+        let norm_epsilon = epsilon(&self.query_norm);
+        assert_eq!(norm_epsilon, epsilon(&self.key_norm), "ε of the norms of queries (left) and of keys (right)");
+        AttentionSpec {
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            d_head: self.d_head,
+            causal: self.causal,
+            window: self.window.filter(|_| self.causal),
+            quiet_softmax: self.quiet_softmax,
+            norm_epsilon,
+            format,
+        }
     }
 
     /// Hides the keys behind each query, and those before its window.

@@ -163,17 +163,27 @@ impl Rotary {
         Tensor::cat(vec![turned_first, turned_second], 3)
     }
 
+    /// Cosines and sines of a window of positions, each `[positions, d_head / 2]`, F32, and the row of position
+    /// `start`, from which on there are `seq`.
+    pub(super) fn window(&self, start: usize, seq: usize, device: &Device) -> (Tensor<2>, Tensor<2>, usize) {
+        self.current(start, seq, device, DType::F32)
+    }
+
     /// The rows of cosines and sines for `seq` positions from `start` on, from the current window or a new one.
     fn tables(&self, start: usize, seq: usize, device: &Device, dtype: DType) -> (Tensor<2>, Tensor<2>) {
+        let (cos, sin, row) = self.current(start, seq, device, dtype);
+        let rows = |table: Tensor<2>| table.slice(s![row..row + seq, ..]);
+        (rows(cos), rows(sin))
+    }
+
+    fn current(&self, start: usize, seq: usize, device: &Device, dtype: DType) -> (Tensor<2>, Tensor<2>, usize) {
         // A table is replaced as a whole, so a panic elsewhere cannot have left half of one.
         let mut slot = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         let tables = match slot.take().filter(|tables| tables.serves(start, seq, device, dtype)) {
             Some(tables) => slot.insert(tables),
             None => slot.insert(self.build(start, seq, device, dtype)),
         };
-        let row = start - tables.start;
-        let rows = |table: &Tensor<2>| table.clone().slice(s![row..row + seq, ..]);
-        (rows(&tables.cos), rows(&tables.sin))
+        (tables.cos.clone(), tables.sin.clone(), start - tables.start)
     }
 
     /// A window that begins at `start` and covers `seq` positions and some to come.

@@ -55,7 +55,7 @@
 
 mod recorder;
 
-pub(crate) use recorder::{observe, tap};
+pub(crate) use recorder::{is_listening, observe, tap};
 
 use crate::codes::CODES;
 use crate::error::LayerError;

@@ -120,6 +120,11 @@ impl Recorder {
     }
 }
 
+/// Whether a collector runs on this thread.
+pub(crate) fn is_listening() -> bool {
+    ACTIVE.with_borrow(Option::is_some)
+}
+
 /// Reports to the collector, if there is one, that the layer of `weight` reads `input`, `[…, d_input]`.
 pub(crate) fn observe<const D: usize>(weight: ParamId, input: &Tensor<D>) {
     ACTIVE.with_borrow_mut(|active| {

@@ -63,7 +63,7 @@ fn a_cache_without_causality_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "axis 0 expected 2, got 1")]
+#[should_panic(expected = "texts of the new tokens (left) and of the cache (right)")]
 fn a_cache_of_another_batch_is_refused() {
     let device = Device::flex();
     let attention = grouped().init(&device);

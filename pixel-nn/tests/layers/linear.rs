@@ -125,7 +125,8 @@ fn attention_is_compressed_and_made_dense_again() {
     let x = normal([2, 7, 64]);
     let packed = dense.compress(&codec("uniform:8:group=16"), 0).unwrap();
     assert!(distance(packed.forward(x.clone()), dense.forward(x.clone())) < 0.02);
-    assert!(distance(packed.to_dense().forward(x.clone()), packed.forward(x)) < 1e-5);
+    // Activations are rounded to 16 bits.
+    assert!(distance(packed.to_dense().forward(x.clone()), packed.forward(x)) < 1e-3);
     assert_eq!(packed.bits_per_weight(), 8.0 + 24.0 / 16.0);
     assert_eq!(dense.stored_bytes(), 4 * (2 * 64 * 64 + 2 * 64 * 32));
 }

@@ -50,7 +50,7 @@ fn a_layer_trains_scales_dictionary_low_rank_and_bias() {
         assert!(last < 0.8 * first, "{text}: {first} → {last}");
         layer.weight.codes().val().into_data().assert_eq(&codes, true);
         // In inference the trained layer gives the same.
-        let valid = layer.valid();
+        let valid = layer.valid().with_synthesis(SynthesisMode::OnDemandF32);
         assert!(!valid.weight.scales().val().is_autodiff());
         assert!(
             distance(valid.forward(x.clone().without_autodiff()), layer.forward(x.clone()).without_autodiff()) < 1e-5
