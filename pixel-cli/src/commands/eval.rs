@@ -1,6 +1,6 @@
 //! `pixel eval`.
 
-use super::model_args::{self, ModelArgs};
+use super::model_args::{self, CacheArgs, ModelArgs};
 use crate::output;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::module::ParamId;
@@ -13,6 +13,7 @@ use pixel_models::evaluate::{
 };
 use pixel_models::tokenizer::TextTokenizer;
 use pixel_models::{CausalModel, EncoderModel, LoadedModel};
+use pixel_nn::attention::CacheFormat;
 use pixel_nn::projection::Projection;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -70,13 +71,16 @@ pub(crate) struct Args {
     #[arg(long, short)]
     quiet: bool,
     #[command(flatten)]
+    keys_and_values: CacheArgs,
+    #[command(flatten)]
     how: ModelArgs,
 }
 
 impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let text = self.text()?;
-        let report = match self.how.load(&self.model)? {
+        let options = self.how.options().with_cache_format(self.keys_and_values.cache_bits);
+        let report = match self.how.load_with(&self.model, &options)? {
             LoadedModel::Causal(model) => self.language_model(&model, &text)?,
             LoadedModel::Encoder(model) => self.encoder(&model, &text)?,
             _ => bail!("{}: a model of a kind that cannot be evaluated", self.model.display()),
@@ -110,7 +114,11 @@ impl Args {
             bar.set_message(format!("perplexity {perplexity:.4}"));
         };
         let device = model.network.norm.gamma.val().device();
-        let forward = |tokens| model.network.forward(tokens);
+        // With a cache of fewer bits, what is read goes through it.
+        let forward = |tokens| match self.keys_and_values.cache_bits {
+            CacheFormat::F32 => model.network.forward(tokens),
+            _ => model.network.forward_cached_all(tokens, &mut model.network.cache()),
+        };
         let (perplexity, comparison) = match &against {
             None => (perplexity(&config, &tokens, bos, &device, forward, progress)?, None),
             Some(dense) => {

@@ -6,7 +6,8 @@ use clap::ValueEnum;
 use pixel_core::backend::probe_device;
 use pixel_models::tokenizer::TextTokenizer;
 use pixel_models::{LoadOptions, LoadedModel, load};
-use pixel_nn::{SynthesisMode, WeightCache};
+use pixel_nn::SynthesisMode;
+use pixel_nn::attention::CacheFormat;
 use std::path::Path;
 
 /// Where models run.
@@ -15,6 +16,35 @@ pub(crate) struct ModelArgs {
     /// What the model runs on; all but flex have to be compiled in, by the cargo feature of the same name
     #[arg(long, value_enum, default_value_t = Backend::Flex)]
     backend: Backend,
+    /// What products with packed weights compute with on a processor
+    #[arg(long, value_enum, default_value_t = Arithmetic::Integer)]
+    arithmetic: Arithmetic,
+}
+
+/// How language models hold the keys and values of what they have read.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct CacheArgs {
+    /// Bits of a number in the cache of keys and values: 32 as it is, 8 or 4 rotated and rounded
+    #[arg(long, value_name = "BITS", value_parser = parse_format, default_value = "32")]
+    pub(crate) cache_bits: CacheFormat,
+}
+
+fn parse_format(bits: &str) -> Result<CacheFormat, String> {
+    match bits {
+        "32" => Ok(CacheFormat::F32),
+        "8" => Ok(CacheFormat::Bits8),
+        "4" => Ok(CacheFormat::Bits4),
+        _ => Err("32, 8 and 4 are possible".into()),
+    }
+}
+
+/// The numbers of products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Arithmetic {
+    /// Activations, or tables of partial products, rounded to 16 bits: the fastest
+    Integer,
+    /// Everything in f32
+    F32,
 }
 
 /// A backend of Burn's.
@@ -38,19 +68,22 @@ impl ModelArgs {
         Ok(device)
     }
 
-    /// Loads a model. Packed weights are decoded when they are first used, and their dense copies are kept.
-    pub(crate) fn load(self, path: &Path) -> Result<LoadedModel> {
-        self.load_with_cache(path, usize::MAX)
+    /// How a model is loaded whose weights are read from their codes.
+    pub(crate) fn options(self) -> LoadOptions {
+        LoadOptions::default().with_synthesis(match self.arithmetic {
+            Arithmetic::Integer => SynthesisMode::OnDemand,
+            Arithmetic::F32 => SynthesisMode::OnDemandF32,
+        })
     }
 
-    /// Loads a model with room for `bytes` of dense copies of packed weights; what does not fit is decoded as it is
-    /// used.
-    pub(crate) fn load_with_cache(self, path: &Path, bytes: usize) -> Result<LoadedModel> {
-        let synthesis = match bytes {
-            0 => SynthesisMode::OnDemand,
-            bytes => SynthesisMode::Cached(WeightCache::new(bytes)),
-        };
-        Ok(load(path, &LoadOptions::default().with_synthesis(synthesis), &self.device()?)?)
+    /// Loads a model, to be run from its codes.
+    pub(crate) fn load(self, path: &Path) -> Result<LoadedModel> {
+        self.load_with(path, &self.options())
+    }
+
+    /// Loads a model as `options` say.
+    pub(crate) fn load_with(self, path: &Path, options: &LoadOptions) -> Result<LoadedModel> {
+        Ok(load(path, options, &self.device()?)?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! `pixel run`.
 
-use super::model_args::{self, ModelArgs};
+use super::model_args::{self, CacheArgs, ModelArgs};
 use anyhow::{Context, Result};
 use burn::tensor::{Int, Tensor};
 use indicatif::HumanCount;
@@ -8,6 +8,7 @@ use pixel_models::CausalModel;
 use pixel_models::generate::{FinishReason, Generation, generate};
 use pixel_models::sampling::SamplingConfig;
 use pixel_models::tokenizer::{StreamDecoder, TextTokenizer};
+use pixel_nn::{SynthesisMode, WeightCache};
 use serde_json::json;
 use std::io::{Read, Write, stdin, stdout};
 use std::ops::ControlFlow;
@@ -51,6 +52,8 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    keys_and_values: CacheArgs,
+    #[command(flatten)]
     how: ModelArgs,
 }
 
@@ -60,7 +63,12 @@ impl Args {
         sampling.validate()?;
         let prompt = self.prompt()?;
         let start = Instant::now();
-        let model = self.how.load_with_cache(&self.model, self.cache)?.into_causal()?;
+        let options = match self.cache {
+            0 => self.how.options(),
+            bytes => self.how.options().with_synthesis(SynthesisMode::Cached(WeightCache::new(bytes))),
+        };
+        let options = options.with_cache_format(self.keys_and_values.cache_bits);
+        let model = self.how.load_with(&self.model, &options)?.into_causal()?;
         let tokenizer = model_args::tokenizer(model.tokenizer.as_ref(), &self.model)?;
         let prompt = tokenizer.encode(&prompt)?;
         if self.cache > 0 {
