@@ -62,6 +62,7 @@ pub mod codec;
 pub mod compressor;
 pub mod config;
 pub mod dictionary;
+mod disjoint;
 pub mod encode;
 mod error;
 pub mod forward;

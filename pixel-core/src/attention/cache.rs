@@ -1,10 +1,10 @@
 //! Keys and values of all tokens, and how they are rounded.
 
-use super::disjoint::Disjoint;
 use super::for_each;
 use super::prepare::{Call, Part};
 use super::soften::LANES;
 use super::spec::CacheFormat;
+use crate::disjoint::Disjoint;
 use crate::math::simd::{Simd, SimdLevel, for_every_level};
 use crate::scratch::Scratch;
 

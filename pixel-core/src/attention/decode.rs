@@ -3,13 +3,14 @@
 //! The keys of a text are cut into spans, tasks that leave sums behind, and the sums of all spans are merged.
 
 use super::cache::Cache;
-use super::disjoint::Disjoint;
 use super::for_each;
 use super::prepare::{Call, Part};
 use super::product::multiply;
 use super::scores::{self, CHUNK, Codes, RoundedRows};
-use super::soften::{BLOCK, LANES, NO_SCORE, ROWS, Sums, exp2, soften};
+use super::soften::{BLOCK, LANES, NO_SCORE, ROWS, Sums, soften};
 use super::spec::{AttentionSpec, CacheFormat};
+use crate::disjoint::Disjoint;
+use crate::math::exp::exp2;
 use crate::math::simd::{Simd, for_every_level};
 use crate::scratch::Scratch;
 use std::ops::Range;

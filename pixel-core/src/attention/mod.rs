@@ -40,7 +40,6 @@
 
 mod cache;
 mod decode;
-mod disjoint;
 mod prefill;
 mod prepare;
 mod product;
@@ -58,7 +57,7 @@ use crate::math::simd::Simd;
 use crate::pool;
 use prepare::Call;
 
-/// New tokens of a text from which matrices are multiplied.
+/// New tokens of a text from which matrices are multiplied; an estimate.
 const MATRICES_FROM: usize = 4;
 
 /// Nanoseconds of work below which a call stays on its thread.

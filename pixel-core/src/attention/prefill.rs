@@ -4,12 +4,12 @@
 //! keys, made ready once, serves them all.
 
 use super::cache::{Cache, padded};
-use super::disjoint::Disjoint;
 use super::for_each;
 use super::prepare::{Call, Part};
 use super::product::{multiply, transpose};
 use super::soften::{BLOCK, LANES, NO_SCORE, ROWS, Seen, Sums, soften};
 use super::spec::AttentionSpec;
+use crate::disjoint::Disjoint;
 use crate::scratch::Scratch;
 use std::ops::Range;
 

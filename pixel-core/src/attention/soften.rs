@@ -7,6 +7,7 @@
 //! Milakov and Gimelshein (2018), <https://arxiv.org/abs/1805.02867>; Dao et al. (2022),
 //! <https://arxiv.org/abs/2205.14135>.
 
+use crate::math::exp::exp2;
 use crate::math::simd::for_every_level;
 
 /// Keys of a block.
@@ -73,25 +74,6 @@ for_every_level! {
     }
 }
 
-/// `2^x` for `x` up to 127: 0 below −126, NaN for NaN.
-///
-/// # Accuracy
-/// A relative error of 2·10⁻⁷ at most; exact where `x` is an integer. `x` is split into an integer, which becomes the
-/// exponent, and a rest between −½ and ½, for which the polynomial of degree 6 with the least relative error stands
-/// (Remez's exchange: 1.9·10⁻⁹; its first two are 1 and ln 2 in f32).
-#[inline(always)]
-pub(super) fn exp2(x: f32) -> f32 {
-    /// Added, it leaves the nearest integer in the lower bits.
-    const MAGIC: f32 = 12_582_912.0;
-    const SERIES: [f32; 7] =
-        [1.0, std::f32::consts::LN_2, 0.240_226_46, 0.055_503_286, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_12];
-    let shifted = x + MAGIC;
-    let rest = x - (shifted - MAGIC);
-    let power = SERIES[..6].iter().rev().fold(SERIES[6], |sum, c| sum * rest + c);
-    let exponent = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-    if x < -126.0 { 0.0 } else { power * exponent }
-}
-
 #[inline(always)]
 fn largest(values: [f32; LANES]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
@@ -112,19 +94,6 @@ pub(super) fn total(values: [f32; LANES]) -> f32 {
 mod tests {
     use super::*;
     use crate::math::simd::Simd;
-
-    #[test]
-    fn powers_of_two_are_accurate() {
-        let mut worst = 0.0f64;
-        for i in 0..2_000_000 {
-            let x = -126.0 + i as f32 * (126.0 / 2_000_000.0);
-            worst = worst.max((f64::from(exp2(x)) / f64::from(x).exp2() - 1.0).abs());
-        }
-        assert!(worst <= 2e-7, "{worst:e}");
-        assert!((-126..=127).all(|x| exp2(x as f32) == 2f32.powi(x)));
-        assert!(exp2(f32::NAN).is_nan());
-        assert_eq!([-126.1, -1e30, f32::MIN, f32::NEG_INFINITY].map(exp2), [0.0; 4]);
-    }
 
     #[test]
     fn two_blocks_are_as_good_as_one() {

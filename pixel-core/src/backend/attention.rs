@@ -235,12 +235,6 @@ impl AttentionCache {
     pub fn dense(&self, spec: &AttentionSpec, len: usize) -> (Tensor<4>, Tensor<4>) {
         (self.keys.dense(spec, len), self.values.dense(spec, len))
     }
-
-    /// Bytes on the device.
-    pub fn num_bytes(&self, spec: &AttentionSpec) -> usize {
-        let [batch, capacity] = self.room();
-        2 * batch * spec.n_kv_heads * capacity * spec.format.bytes(spec.d_head)
-    }
 }
 
 /// Attention of new tokens to those of a cache and to themselves, `[batch, seq, n_heads · d_head]`, and the cache with

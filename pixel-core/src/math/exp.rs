@@ -29,6 +29,25 @@ pub(crate) fn exp(x: f32) -> f32 {
     value * f32::from_bits(exponent as u32)
 }
 
+/// `2^x` for `x` up to 127: 0 below −126, NaN for NaN.
+///
+/// # Accuracy
+/// A relative error of 2·10⁻⁷ at most; exact where `x` is an integer. `x` is split into an integer, which becomes the
+/// exponent, and a rest between −½ and ½, for which the polynomial of degree 6 with the least relative error stands
+/// (Remez's exchange: 1.9·10⁻⁹; its first two are 1 and ln 2 in f32).
+#[inline(always)]
+pub(crate) fn exp2(x: f32) -> f32 {
+    /// Added, it leaves the nearest integer in the lower bits.
+    const MAGIC: f32 = 12_582_912.0;
+    const SERIES: [f32; 7] =
+        [1.0, std::f32::consts::LN_2, 0.240_226_46, 0.055_503_286, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_12];
+    let shifted = x + MAGIC;
+    let rest = x - (shifted - MAGIC);
+    let power = SERIES[..6].iter().rev().fold(SERIES[6], |sum, c| sum * rest + c);
+    let exponent = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    if x < -126.0 { 0.0 } else { power * exponent }
+}
+
 /// The error function, off by 5·10⁻⁷ at most.
 ///
 /// Source: Abramowitz and Stegun, *Handbook of Mathematical Functions* (1964), 7.1.26.
@@ -70,6 +89,19 @@ mod tests {
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NAN).is_nan());
         assert!(exp(f32::NEG_INFINITY) < 2e-38 && exp(f32::INFINITY) > 8e37);
+    }
+
+    #[test]
+    fn powers_of_two_are_accurate() {
+        let mut worst = 0.0f64;
+        for i in 0..2_000_000 {
+            let x = -126.0 + i as f32 * (126.0 / 2_000_000.0);
+            worst = worst.max((f64::from(exp2(x)) / f64::from(x).exp2() - 1.0).abs());
+        }
+        assert!(worst <= 2e-7, "{worst:e}");
+        assert!((-126..=127).all(|x| exp2(x as f32) == 2f32.powi(x)));
+        assert!(exp2(f32::NAN).is_nan());
+        assert_eq!([-126.1, -1e30, f32::MIN, f32::NEG_INFINITY].map(exp2), [0.0; 4]);
     }
 
     #[test]

@@ -189,6 +189,7 @@ fn activated(value: f32, #[comptime] activation: Activation) -> f32 {
         Activation::Relu => max(value, 0.0f32),
         Activation::Gelu => 0.5f32 * value * (1.0f32 + erf(value * comptime!(std::f32::consts::FRAC_1_SQRT_2))),
         Activation::GeluTanh => {
+            // 2·√(2/π).
             let inner = 1.595_769_f32 * (value + 0.044_715f32 * value * value * value);
             value / (1.0f32 + f32::exp(-inner))
         }

@@ -589,10 +589,11 @@ fn cuda_device() -> Option<Device> {
     FOUND.get_or_init(open).clone()
 }
 
-/// On cubecl-cpu every kernel is compiled for seconds, and Burn's own products longer: each kernel runs once.
+/// On cubecl-cpu every kernel is compiled for seconds, and Burn's own products longer: those of a product and of rows run
+/// once. What surrounds a product runs on the other backends.
 #[cfg(feature = "cpu")]
 #[test]
-fn cubecl_cpu_runs_every_kernel() {
+fn cubecl_cpu_runs_products_and_rows() {
     let device = Device::cpu();
     // 24 = 3·8: both passes of the rotation, and the product.
     let case = Case::new(FEW[0], 19, 24);

@@ -17,17 +17,16 @@
 
 mod costs;
 mod multiply;
-mod parts;
 mod patterns;
 mod round;
 mod weights;
 
 use super::scratch::Scratch;
 use super::{Decoder, Product, decoded};
+use crate::disjoint::Disjoint;
 use crate::pool;
 pub(super) use costs::pay;
 use multiply::Kernel;
-use parts::Parts;
 use round::Rows;
 use weights::{Panel, Source};
 
@@ -68,7 +67,7 @@ fn multiply(kernel: Kernel, source: &Source<'_>, rows: &Rows, y: &mut [f32], par
     let layout = source.layout();
     let m = layout.shape().d_output();
     let (batch, height) = (y.len() / m, panel_height(layout.band_height(), m));
-    let y = Parts::new(y);
+    let y = Disjoint::new(y);
     for_each(m.div_ceil(height), parallel, |task| {
         let first = task * height;
         let panel = Panel::new(source, first, height.min(m - first));
@@ -81,8 +80,9 @@ fn multiply(kernel: Kernel, source: &Source<'_>, rows: &Rows, y: &mut [f32], par
         for (group, sums) in sums.chunks_exact(batch).enumerate() {
             let scales = panel.scales(group);
             for (b, (sums, step)) in sums.iter().zip(rows.steps()).enumerate() {
+                let at = b * m + first + group * LANES;
                 // SAFETY: no other task has these rows of the weight.
-                let out = unsafe { y.part(b * m + first + group * LANES, scales.len()) };
+                let out = unsafe { y.part(at..at + scales.len()) };
                 for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
                     *out = sum * step * scale;
                 }

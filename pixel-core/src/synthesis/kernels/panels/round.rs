@@ -5,9 +5,9 @@
 
 use super::super::activations::{peak, rounds};
 use super::super::scratch::Scratch;
-use super::parts::Parts;
 use super::weights::Pair;
 use super::{DEPTH, LANES, for_each};
+use crate::disjoint::Disjoint;
 use crate::math::simd::{Simd, for_every_level};
 
 /// The largest norm of a block in steps, before it is rounded.
@@ -117,17 +117,17 @@ impl Rows {
     pub(super) fn new(simd: Simd, x: &[f32], n: usize, parallel: bool) -> Self {
         let batch = x.len() / n;
         let (mut blocks, mut steps) = (Scratch::<Block>::new(n.div_ceil(DEPTH) * batch), Scratch::<f32>::new(batch));
-        let (parts, part_steps) = (Parts::new(&mut blocks), Parts::new(&mut steps));
+        let (parts, part_steps) = (Disjoint::new(&mut blocks), Disjoint::new(&mut steps));
         for_each(batch.div_ceil(ROWS), parallel, |task| {
             for b in task * ROWS..batch.min((task + 1) * ROWS) {
                 let x = &x[b * n..][..n];
                 let step = step(simd, x);
                 // SAFETY: row `b` is that of this task alone; the same below.
-                let to = unsafe { part_steps.part(b, 1) };
+                let to = unsafe { part_steps.part(b..b + 1) };
                 to[0] = step.unwrap_or(f32::NAN);
                 for (i, values) in x.chunks(DEPTH).enumerate() {
                     // SAFETY: as above.
-                    let block = &mut unsafe { parts.part(i * batch + b, 1) }[0];
+                    let block = &mut unsafe { parts.part(i * batch + b..i * batch + b + 1) }[0];
                     match step {
                         Some(step) => round(simd, values, factor(step), block),
                         None => block.fill(0),
