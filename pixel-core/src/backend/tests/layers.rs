@@ -3,7 +3,7 @@
 use super::*;
 use crate::attention::{AttentionSpec, CacheFormat};
 use crate::forward::Activation;
-use burn::tensor::{Bool, Distribution};
+use burn::tensor::Bool;
 
 fn vector(len: usize, seed: u64, device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(gaussian(len, seed), [len]), (device, DType::F32))
@@ -145,7 +145,7 @@ pub(super) fn steps_have_gradients(device: &Device) {
     let device = &device.clone().autodiff();
     let weight = PatternTensors::new(&Case::new("lapped:2:beam=1", 24, 40).packed(), device).unwrap();
     let weight = PatternTensors { scales: weight.scales.require_grad(), ..weight };
-    let x = Tensor::<3>::random([1, 3, 40], Distribution::Default, device).require_grad();
+    let x = Tensor::<3>::random([1, 3, 40], burn::tensor::Distribution::Default, device).require_grad();
     let (gamma, bias) = (vector(40, 1, device).require_grad(), vector(24, 2, device).require_grad());
     let with = ProjectionTensors::new([(weight.clone(), Some(bias.clone()))]);
     let with = with.with_norm(NormTensors::rms(gamma.clone(), 1e-5)).with_activation(Activation::Gelu);

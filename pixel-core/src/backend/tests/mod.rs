@@ -589,8 +589,8 @@ fn cuda_device() -> Option<Device> {
     FOUND.get_or_init(open).clone()
 }
 
-/// On cubecl-cpu every kernel is compiled for seconds, and Burn's own products longer: those of a product and of rows run
-/// once. What surrounds a product runs on the other backends.
+/// On cubecl-cpu every kernel is compiled for seconds, and Burn's own products longer: those of a product and of rows
+/// run once. What surrounds a product runs on the other backends.
 #[cfg(feature = "cpu")]
 #[test]
 fn cubecl_cpu_runs_products_and_rows() {
