@@ -20,6 +20,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::Parser;
 use pixel_models::evaluate::{PerplexityConfig, perplexity};
 use pixel_models::{CausalModel, LlamaCache, LoadOptions};
+use pixel_nn::attention::CacheFormat;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fs;
@@ -41,6 +42,18 @@ struct Args {
     /// Tokens that the cache of keys and values has room for
     #[arg(long, value_name = "TOKENS", default_value_t = 2112)]
     capacity: usize,
+    /// Bits of the numbers of the cache of keys and values
+    #[arg(long, value_name = "32|8|4", default_value = "32", value_parser = parse_format)]
+    cache_bits: CacheFormat,
+}
+
+fn parse_format(bits: &str) -> Result<CacheFormat, String> {
+    match bits {
+        "32" => Ok(CacheFormat::F32),
+        "8" => Ok(CacheFormat::Bits8),
+        "4" => Ok(CacheFormat::Bits4),
+        other => Err(format!("{other} is none of 32, 8 and 4")),
+    }
 }
 
 /// A line of standard input.
@@ -87,7 +100,8 @@ fn main() -> Result<()> {
 impl Session {
     fn load(args: &Args, resident_before: Option<u64>) -> Result<Self> {
         let device = Device::flex();
-        let model = pixel_models::load(&args.model, &LoadOptions::default(), &device)?.into_causal()?;
+        let options = LoadOptions::default().with_cache_format(args.cache_bits);
+        let model = pixel_models::load(&args.model, &options, &device)?.into_causal()?;
         let cache = model.network.cache_with_capacity(args.capacity);
         Ok(Self { model, cache, capacity: args.capacity, device, resident_before })
     }

@@ -4,7 +4,8 @@ use super::{Dispatch, PixelBackend, RotationTensors};
 use crate::attention::{AttentionSpec, CacheFormat};
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, DispatchTensor, ExtensionType};
-use burn::tensor::{Bool, DType, Device, Int, Tensor, s};
+use burn::tensor::kind::Basic;
+use burn::tensor::{Bool, Device, Element, Float, Int, Tensor, TensorData, s};
 use std::sync::Arc;
 
 /// What an attention reads beside the heads of the new tokens, and the cache that it writes to: the tensors of
@@ -124,6 +125,15 @@ pub struct AttentionCache {
     pub values: Held,
 }
 
+/// Zeros. Flex writes its own twice; here the system fills pages when they are used for the first time.
+fn zeros<const D: usize, K: Basic, E: Element>(shape: [usize; D], device: &Device) -> Tensor<D, K> {
+    if super::is_host(device) {
+        let values = vec![E::from_elem(0); shape.iter().product()];
+        return Tensor::from_data(TensorData::new(values, shape), (device, E::dtype()));
+    }
+    Tensor::zeros(shape, (device, E::dtype()))
+}
+
 /// What [`attend`] reads beside the heads; by default nothing.
 #[derive(Debug, Clone, Default)]
 pub struct AttentionInputs {
@@ -141,10 +151,10 @@ impl Held {
         let room = [batch, spec.n_kv_heads, capacity];
         let heads = |width| [room[0], room[1], room[2], width];
         match spec.format {
-            CacheFormat::F32 => Self::F32(Tensor::zeros(heads(spec.d_head), (device, DType::F32))),
+            CacheFormat::F32 => Self::F32(zeros::<4, Float, f32>(heads(spec.d_head), device)),
             format => Self::Rounded {
-                words: Tensor::zeros(heads(format.words(spec.d_head)), (device, DType::U32)),
-                scales: Tensor::zeros(room, (device, DType::F32)),
+                words: zeros::<4, Int, u32>(heads(format.words(spec.d_head)), device),
+                scales: zeros::<3, Float, f32>(room, device),
             },
         }
     }

@@ -65,12 +65,10 @@ impl KeyValueCache {
         *self = Self::with_capacity(self.reserved).with_format(self.format);
     }
 
-    /// Forgets the tokens from `len` on, for instance drafts that were not accepted; nothing happens if there are
-    /// fewer.
+    /// Forgets the tokens from `len` on, for instance drafts that were not accepted, and keeps the memory; nothing
+    /// happens if there are fewer.
     pub fn truncate(&mut self, len: usize) {
-        if len == 0 {
-            self.clear();
-        } else if len < self.len {
+        if len < self.len {
             self.len = len;
             self.padding = self.padding.take().map(|padding| padding.slice(s![.., ..len]));
         }
@@ -92,13 +90,14 @@ impl KeyValueCache {
         let [batch, seq, _] = qkv.dims();
         let (device, end) = (qkv.device(), self.len + seq);
         let held = match self.held.take() {
-            None => AttentionCache::new(spec, batch, end.max(self.reserved), &device),
-            Some(held) => {
+            // Nothing is held that a batch of another size would have to agree with.
+            Some(held) if self.len > 0 || held.room()[0] == batch => {
                 let [texts, capacity] = held.room();
                 assert_eq!(batch, texts, "texts of the new tokens (left) and of the cache (right)");
                 let more = if capacity < end { end.max(2 * capacity) } else { capacity };
                 held.with_capacity(spec, more, &device)
             }
+            _ => AttentionCache::new(spec, batch, end.max(self.reserved), &device),
         };
         inputs.padding = self.append_padding(padding, &qkv);
         let (out, held) = attend(spec, qkv, inputs, held, self.len);
@@ -205,6 +204,18 @@ mod tests {
         assert_eq!(push(&mut cache, 9.0).0, [1.0, 9.0]);
         cache.truncate(0);
         assert!(cache.is_empty());
+        assert_eq!(cache.capacity(), 4);
+        assert_eq!(push(&mut cache, 5.0).0, [5.0]);
+    }
+
+    #[test]
+    fn an_emptied_cache_takes_a_batch_of_another_size() {
+        let mut cache = KeyValueCache::new();
+        push(&mut cache, 1.0);
+        cache.truncate(0);
+        let spec = spec(&cache);
+        let out = cache.attend(&spec, Tensor::ones([2, 1, 24], &Device::flex()), AttentionInputs::default(), None);
+        assert_eq!((out.dims(), cache.len()), ([2, 1, 8], 1));
     }
 
     #[test]

@@ -47,7 +47,12 @@ proptest! {
     fn any_shape_round_trips(d_output in 1usize..5, d_input in 1usize..70, rate in 0usize..6, seed in any::<u64>()) {
         let (codec, shape) = (build(RATES[rate]), Shape::new(d_output, d_input).unwrap());
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let weight: Vec<f32> = (0..shape.num_weights()).map(|_| rng.sample(StandardNormal)).collect();
+        let mut weight: Vec<f32> = (0..shape.num_weights()).map(|_| rng.sample(StandardNormal)).collect();
+        // Codecs are given rows of unit root mean square.
+        for row in weight.chunks_exact_mut(d_input) {
+            let rms = (row.iter().map(|w| w * w).sum::<f32>() / d_input as f32).sqrt();
+            row.iter_mut().for_each(|w| *w /= rms);
+        }
         let weight_ref = MatrixRef::new(shape, &weight).unwrap();
         let WeightEncoder::Rows(encoder) = codec.encoder(weight_ref) else { panic!("rows") };
         let mut reported = Vec::new();
