@@ -156,14 +156,23 @@ fn sum_codes(
     let (keys_room, values_room) = interleaved.split_at_mut(BLOCK * d.next_multiple_of(CHUNK));
     let mut tile = [0.0; ROWS * BLOCK];
     for (first, n) in blocks {
+        let half = n.div_ceil(2);
         let keys = Codes::keys(simd, cache.keys.codes(call, first, n, key_codes), d, offset, keys_room);
+        // Of the next block, piece by piece: a thread can wait for some dozen lines at a time.
+        cache.keys.prefetch(first + n, half);
         let values = Codes::values(simd, cache.values.codes(call, first, n, value_codes), d, offset, values_room);
-        cache.keys.prefetch(first + n, n);
-        cache.values.prefetch(first + n, n);
+        cache.keys.prefetch(first + n + half, half);
         for from in (0..group).step_by(ROWS) {
             let to = group.min(from + ROWS);
             rounded.scores((from, to), &keys, cache.keys.scales(first, n), &mut tile);
+            let piece = |i| {
+                if from == 0 {
+                    cache.values.prefetch(first + n + i * half, half)
+                }
+            };
+            piece(0);
             let factors = partial.soften(call, (from, to), n, &mut tile);
+            piece(1);
             let weights = &mut tile[..(to - from) * BLOCK];
             weigh(simd, weights, cache.values.scales(first, n));
             let out = &mut partial.values[from * d..to * d];
