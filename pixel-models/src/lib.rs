@@ -100,11 +100,18 @@ pub struct LoadOptions {
     pub dtype: FloatDType,
     /// How the caches of decoders hold keys and values. Default: as they are.
     pub cache_format: CacheFormat,
+    /// Whether the contents of an archive are held against their hashes. Default: yes.
+    pub check_hashes: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { synthesis: SynthesisMode::OnDemand, dtype: FloatDType::F32, cache_format: CacheFormat::F32 }
+        Self {
+            synthesis: SynthesisMode::OnDemand,
+            dtype: FloatDType::F32,
+            cache_format: CacheFormat::F32,
+            check_hashes: true,
+        }
     }
 }
 
@@ -117,6 +124,12 @@ impl LoadOptions {
     /// Chooses how the caches of decoders hold keys and values.
     pub fn with_cache_format(self, cache_format: CacheFormat) -> Self {
         Self { cache_format, ..self }
+    }
+
+    /// Chooses whether the contents of an archive are held against their hashes; see
+    /// [`Archive::without_hash_checks`](pixel_core::archive::Archive::without_hash_checks).
+    pub fn with_hash_checks(self, check_hashes: bool) -> Self {
+        Self { check_hashes, ..self }
     }
 
     /// Chooses the type of dense weights and of activations.
@@ -200,7 +213,10 @@ pub fn load(path: impl AsRef<Path>, options: &LoadOptions, device: &Device) -> R
     let path = path.as_ref();
     let side_file = |name: &str| if path.is_file() { path.with_file_name(name) } else { path.join(name) };
     let config = ModelConfig::from_file(side_file(CONFIG_FILE))?;
-    let weights = Model::open(path)?;
+    let weights = match Model::open(path)? {
+        Model::Packed(archive) if !options.check_hashes => Model::Packed(archive.without_hash_checks()),
+        weights => weights,
+    };
     let tokenizer = || if_there(side_file(TOKENIZER_FILE)).map(|file| TextTokenizer::from_file(&file)).transpose();
     let (mut loader, tokenizer) =
         rayon::join(|| WeightLoader::new(&weights, options.clone(), device.clone()), tokenizer);

@@ -49,7 +49,7 @@ pub(crate) struct Args {
     /// The model: a directory, or a .safetensors file with config.json and tokenizer.json next to it
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// The dense model that it was made from
+    /// The dense model that it was made from, or any other of its vocabulary; it is computed in f32
     #[arg(long, value_name = "DENSE")]
     against: Option<PathBuf>,
     /// The text, UTF-8; several files are read one after the other
@@ -100,8 +100,11 @@ impl Args {
     }
 
     fn language_model(&self, model: &CausalModel, text: &str) -> Result<Report> {
-        let against =
-            self.against.as_deref().map(|path| anyhow::Ok(self.how.load(path)?.into_causal()?)).transpose()?;
+        let against = self
+            .against
+            .as_deref()
+            .map(|path| anyhow::Ok(self.how.load_reference(path)?.into_causal()?))
+            .transpose()?;
         let config = self.perplexity_config(model.max_positions)?;
         let of_dense = against.as_ref().map(|dense| (dense.tokenizer.as_ref(), dense.config.vocab_size));
         let vocabularies = Vocabularies::new(self, (model.tokenizer.as_ref(), model.config.vocab_size), of_dense)?;
@@ -161,7 +164,7 @@ impl Args {
             bail!("{} is an encoder: --against DENSE is needed to compare its embeddings with", self.model.display());
         };
         ensure!(self.context.is_none(), "--context is for language models, {} is an encoder", self.model.display());
-        let dense = self.how.load(path)?.into_encoder()?;
+        let dense = self.how.load_reference(path)?.into_encoder()?;
         let of_dense = Some((dense.tokenizer.as_ref(), dense.config.vocab_size));
         let vocabularies = Vocabularies::new(self, (model.tokenizer.as_ref(), model.config.vocab_size), of_dense)?;
         let most = model.max_positions.min(dense.max_positions);

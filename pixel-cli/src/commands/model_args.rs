@@ -1,6 +1,6 @@
 //! The options of commands that run a model, and how they load one.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::Device;
 use clap::ValueEnum;
 use pixel_core::backend::probe_device;
@@ -19,6 +19,12 @@ pub(crate) struct ModelArgs {
     /// What products with packed weights compute with on a processor
     #[arg(long, value_enum, default_value_t = Arithmetic::Integer)]
     arithmetic: Arithmetic,
+    /// Threads; 0 for RAYON_NUM_THREADS, or one a processor
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Take the contents of an archive without checking their hashes: `pixel verify` has done it
+    #[arg(long)]
+    skip_hashes: bool,
 }
 
 /// How language models hold the keys and values of what they have read.
@@ -70,10 +76,22 @@ impl ModelArgs {
 
     /// How a model is loaded whose weights are read from their codes.
     pub(crate) fn options(self) -> LoadOptions {
-        LoadOptions::default().with_synthesis(match self.arithmetic {
+        let options = LoadOptions::default().with_hash_checks(!self.skip_hashes);
+        options.with_synthesis(match self.arithmetic {
             Arithmetic::Integer => SynthesisMode::OnDemand,
             Arithmetic::F32 => SynthesisMode::OnDemandF32,
         })
+    }
+
+    /// Gives rayon, and with it every product, as many threads as were asked for.
+    fn start_threads(self) -> Result<()> {
+        if self.threads > 0 {
+            // Refused for a second model; the threads are there then.
+            let started = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global();
+            let has = rayon::current_num_threads();
+            ensure!(has == self.threads, "--threads {}: {has} threads run already, {started:?}", self.threads);
+        }
+        Ok(())
     }
 
     /// Loads a model, to be run from its codes.
@@ -81,8 +99,14 @@ impl ModelArgs {
         self.load_with(path, &self.options())
     }
 
+    /// Loads a model that others are held against: everything in f32.
+    pub(crate) fn load_reference(self, path: &Path) -> Result<LoadedModel> {
+        self.load_with(path, &self.options().with_synthesis(SynthesisMode::OnDemandF32))
+    }
+
     /// Loads a model as `options` say.
     pub(crate) fn load_with(self, path: &Path, options: &LoadOptions) -> Result<LoadedModel> {
+        self.start_threads()?;
         Ok(load(path, options, &self.device()?)?)
     }
 }

@@ -8,7 +8,6 @@ use super::{decoded, trellis};
 use crate::codec::CodecLayout;
 use crate::codec::nibble::STRIP;
 use crate::pool;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// The weights of a product, at most: query, key and value.
@@ -155,22 +154,29 @@ fn one_by_one(products: &[Product<'_>], x: &[f32], y: &mut [f32]) {
 
 /// `[Σ d_output, batch]` for up to [`MAX_BATCH`] rows.
 fn in_bands(products: &[Product<'_>], rows: Rows<'_>, out: &mut [f32]) {
+    let work = total(products) * rows.x.len();
+    if work >= super::PARALLEL_FROM * rate(&products[0]) && pool::threads() > 1 {
+        let codes = products.iter().map(|product| product.codes);
+        pool::reading(codes, || in_bands_on(pool::threads(), products, rows, out));
+    } else {
+        in_bands_on(1, products, rows, out);
+    }
+}
+
+/// [`in_bands`] on so many threads.
+fn in_bands_on(threads: usize, products: &[Product<'_>], rows: Rows<'_>, out: &mut [f32]) {
     let (m, n) = (total(products), products[0].layout.shape().d_input());
     let batch = rows.x.len() / n;
-    let parallel = m * n * batch >= super::PARALLEL_FROM * rate(&products[0]) && pool::threads() > 1;
-    let threads = if parallel { pool::threads() } else { 1 };
     let mut prepared = Scratch::new(if rows.prepare.is_some() { rows.x.len() } else { 0 });
-    let mut make = || {
-        let Some(prepare) = rows.prepare else { return Inputs::new(products, rows.x) };
-        for (row, from) in prepared.chunks_exact_mut(n).zip(rows.x.chunks_exact(n)) {
-            row.copy_from_slice(from);
-            prepare(row);
+    let x = match rows.prepare {
+        None => rows.x,
+        Some(prepare) => {
+            prepared.copy_from_slice(rows.x);
+            prepared.chunks_exact_mut(n).for_each(prepare);
+            &prepared
         }
-        Inputs::new(products, &prepared)
     };
-    // Until the inputs are there, another thread brings the codes nearer.
-    let inputs = if parallel { pool::beside(make, |is_done| fetch(products, is_done)) } else { make() };
-    let x = if rows.prepare.is_some() { &prepared } else { rows.x };
+    let inputs = Inputs::new(products, x);
     let input = |i: usize| inputs.of(i);
     let bands = split(products, &mut *out, batch).enumerate().flat_map(|(i, part)| {
         let rows = input(i).band_rows(m, 4 * threads);
@@ -228,21 +234,6 @@ fn rate(product: &Product<'_>) -> usize {
         #[cfg(target_arch = "x86_64")]
         CodecLayout::Trellis(_) => trellis::RATE,
         _ => nibble::RATE,
-    }
-}
-
-/// Reads codes into the caches, line by line, until told to stop.
-fn fetch(products: &[Product<'_>], is_done: &AtomicBool) {
-    /// Lines between two looks at whether to stop.
-    const LINES: usize = 16;
-    /// Words of a line.
-    const LINE: usize = 16;
-    for lines in products.iter().flat_map(|product| product.codes.chunks(LINES * LINE)) {
-        if is_done.load(Ordering::Relaxed) {
-            return;
-        }
-        let words = lines.iter().step_by(LINE).fold(0, |words, word| words ^ word);
-        std::hint::black_box(words);
     }
 }
 

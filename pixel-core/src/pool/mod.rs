@@ -8,12 +8,17 @@
 //! A thread that sleeps, or that the system has taken off its core, holds nobody up: whoever is there takes the tasks,
 //! and the caller waits for those alone that have begun one.
 
+mod ahead;
+
+pub(crate) use ahead::reading;
+
+use ahead::Ahead;
 use rayon::prelude::*;
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -45,21 +50,6 @@ pub(crate) fn for_each(tasks: usize, run: impl Fn(usize) + Sync) {
     (0..tasks).into_par_iter().for_each(&run);
 }
 
-/// Runs `own` on this thread and, if another thread is there, `aside` on it, which is told by its argument when `own`
-/// is done. It may not run at all.
-pub(crate) fn beside<R>(own: impl FnOnce() -> R, aside: impl Fn(&AtomicBool) + Sync) -> R {
-    if threads() == 1 || rayon::current_thread_index().is_some() {
-        return own();
-    }
-    let Some(_owner) = team().own() else { return own() };
-    let is_done = AtomicBool::new(false);
-    team().step(1, &|_| aside(&is_done), || {
-        let own = own();
-        is_done.store(true, Ordering::Relaxed);
-        own
-    })
-}
-
 /// Calls `run` for every `len` values of `out`, in parallel if asked to, with the number of the piece.
 pub(crate) fn for_each_chunk<T: Send>(out: &mut [T], len: usize, parallel: bool, run: impl Fn(usize, &mut [T]) + Sync) {
     let count = out.len().div_ceil(len.max(1));
@@ -89,6 +79,8 @@ struct Team {
     step: UnsafeCell<Step>,
     /// The message of a task that panicked.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// What threads bring nearer while they wait for a step.
+    ahead: Ahead,
     /// Threads that sleep or are about to.
     sleepers: AtomicUsize,
     sleep: Mutex<()>,
@@ -138,6 +130,7 @@ fn team() -> &'static Team {
         next: AtomicUsize::new(0),
         step: UnsafeCell::new(Step { run: None, tasks: 0 }),
         panic: Mutex::new(None),
+        ahead: Ahead::default(),
         sleepers: AtomicUsize::new(0),
         sleep: Mutex::new(()),
         wake: Condvar::new(),
@@ -165,11 +158,6 @@ impl Team {
 
     /// Runs a step, in which the caller takes tasks as well; it holds [`owner`](Self::owner).
     fn run(&self, tasks: usize, run: &Run<'_>) {
-        self.step(tasks, run, || self.take_tasks(run, tasks));
-    }
-
-    /// Runs a step, in which the caller, which holds [`owner`](Self::owner), does something of its own.
-    fn step<R>(&self, tasks: usize, run: &Run<'_>, own: impl FnOnce() -> R) -> R {
         // SAFETY: nobody keeps the reference beyond `close`, without which this function does not return.
         let run_static = unsafe { std::mem::transmute::<&Run<'_>, &'static Run<'static>>(run) };
         // SAFETY: the state is closed and no thread works, as the step before has left it, so nobody reads.
@@ -181,12 +169,11 @@ impl Team {
             let _guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
             self.wake.notify_all();
         }
-        let own = catch_unwind(AssertUnwindSafe(own));
+        let own = catch_unwind(AssertUnwindSafe(|| self.take_tasks(run, tasks)));
         self.close();
         let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match (own, panic) {
-            (Ok(own), None) => own,
-            (Err(panic), _) | (_, Some(panic)) => resume_unwind(panic),
+        if let (Err(panic), _) | (_, Some(panic)) = (own, panic) {
+            resume_unwind(panic);
         }
     }
 
@@ -252,7 +239,9 @@ impl Team {
                 if let Some(step) = next(Ordering::Relaxed) {
                     return step;
                 }
-                spin_loop();
+                if !self.ahead.fetch() {
+                    spin_loop();
+                }
             }
             if since.elapsed() > AWAKE {
                 break;
@@ -315,28 +304,6 @@ mod tests {
             }
         });
         assert_eq!(sum.into_inner(), 3 * 100 * 4 * 3);
-    }
-
-    #[test]
-    fn what_runs_beside_is_told_when_it_may_stop() {
-        for i in 0..500 {
-            let ends = AtomicUsize::new(0);
-            let own = || {
-                // Now and then long enough for the other to begin.
-                if i % 10 == 0 {
-                    std::thread::sleep(Duration::from_micros(300));
-                }
-                i
-            };
-            let aside = |is_done: &AtomicBool| {
-                while !is_done.load(Ordering::Relaxed) {
-                    spin_loop();
-                }
-                ends.fetch_add(1, Ordering::Relaxed);
-            };
-            assert_eq!(beside(own, aside), i);
-            assert!(ends.into_inner() <= 1);
-        }
     }
 
     #[test]
