@@ -35,24 +35,17 @@ Only the standard library is needed here.
 
 import argparse
 import itertools
-import json
 import math
 import os
-import re
 import struct
-import subprocess
 import sys
-import time
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
+
+from stored import EMBEDDING, Stored, bits_per_weight, read_struct, safetensors_contents
+from turns import BesideError, Rounds, Worker, in_turns, processor, spread, table, undisturbed
 
 ROOT = Path(__file__).resolve().parent.parent
-# A turn begins when the threads of the one before have gone to sleep, in seconds.
-PAUSE = 0.1
-# A turn is disturbed if others take more of the processors; one tick of the system's clock is a twentieth of a pause.
-DISTURBED = 0.1
 WINDOW = 512
 LAUNCHES = 5
 
@@ -64,37 +57,6 @@ GGML_TYPES = {
 }  # fmt: skip
 # GGUF's value types that have a fixed size, as `struct` spells them; 8 is a string, 9 an array.
 GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-EMBEDDING = re.compile(r"embed_tokens|lm_head|token_embd|^output\.weight")
-
-
-class BesideError(Exception):
-    """What the user has to see."""
-
-
-@dataclass
-class Stored:
-    """Matrices of a file: weights and bytes by the name of their type."""
-
-    weights: Counter = field(default_factory=Counter)
-    bytes: Counter = field(default_factory=Counter)
-
-    def add(self, kind, weights, stored):
-        self.weights[kind] += weights
-        self.bytes[kind] += stored
-
-    def describe(self):
-        total = self.weights.total()
-        if len(self.weights) == 1:
-            return next(iter(self.weights))
-        return ", ".join(f"{kind} {count / total:.0%}" for kind, count in self.weights.most_common())
-
-
-def bits_per_weight(*parts):
-    return 8 * sum(part.bytes.total() for part in parts) / sum(part.weights.total() for part in parts)
-
-
-def read_struct(file, layout):
-    return struct.unpack(f"<{layout}", file.read(struct.calcsize(f"<{layout}")))
 
 
 def read_string(file):
@@ -140,119 +102,6 @@ def gguf_contents(path):
     return blocks, embeddings
 
 
-def safetensors_contents(directory):
-    """What the blocks and the embeddings of an archive or of a dense model take."""
-    blocks, embeddings = Stored(), Stored()
-    paths = sorted(Path(directory).glob("*.safetensors"))
-    if not paths:
-        raise BesideError(f"{directory} has no .safetensors file")
-    for path in paths:
-        with open(path, "rb") as file:
-            header = json.loads(file.read(*read_struct(file, "Q")))
-        manifest = json.loads(header.pop("__metadata__", {}).get("pixel", "{}"))
-        packed = manifest.get("tensors", {})
-        sizes = Counter()
-        for name, tensor in header.items():
-            owner = name.rpartition(".")[0] if name.rpartition(".")[0] in packed else name
-            sizes[owner] += tensor["data_offsets"][1] - tensor["data_offsets"][0]
-        for name, size in sizes.items():
-            entry = packed.get(name) or header[name]
-            codec = entry.get("codec")
-            if len(entry["shape"]) > 1:
-                part = embeddings if EMBEDDING.search(name) else blocks
-                kind = f"{codec['codec']}:{codec['bits']:g}" if codec else entry["dtype"]
-                part.add(kind, math.prod(entry["shape"]), size)
-    return blocks, embeddings
-
-
-class Worker:
-    """A process that obeys one line of JSON after the other."""
-
-    def __init__(self, model, threads):
-        command, environment = model.command(threads)
-        self.name = model.name
-        self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-        )
-        self.start = self._answer()
-
-    def ask(self, **request):
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def turn(self, **request):
-        """The mean seconds of a request's rounds, and the processors' seconds that they took."""
-        before = process_seconds(self._process.pid)
-        seconds = self.ask(**request)["seconds"]
-        return sum(seconds) / len(seconds), process_seconds(self._process.pid) - before
-
-    def total_seconds(self):
-        """The processors' seconds since the process began."""
-        return process_seconds(self._process.pid)
-
-    def _answer(self):
-        line = self._process.stdout.readline()
-        if not line:
-            raise BesideError(f"{self.name}: the program has ended with status {self._process.wait()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise BesideError(f"{self.name}: {answer['error']}")
-        return answer
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def busy_seconds():
-    """Seconds that all processors have worked since the start of the system; 0 where it does not say."""
-    try:
-        with open("/proc/stat", encoding="ascii") as stat:
-            user, nice, system, _idle, _wait, *rest = map(int, stat.readline().split()[1:9])
-        return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
-    except FileNotFoundError:
-        return 0.0
-
-
-def process_seconds(pid):
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except FileNotFoundError:
-        return 0.0
-
-
-def wait_for_quiet(deadline):
-    """Sleeps until others leave the processors alone, or until `deadline`."""
-    while True:
-        busy = busy_seconds()
-        time.sleep(PAUSE)
-        if busy_seconds() - busy <= DISTURBED * PAUSE * os.cpu_count() or time.perf_counter() > deadline:
-            return
-
-
-def undisturbed(work, patience):
-    """What the least disturbed call of `work` has returned, and the share of the processors that others took.
-
-    `work` returns a value and the processors' seconds that were its own. It is called until others take less than
-    DISTURBED, or until `patience` seconds are over.
-    """
-    deadline = time.perf_counter() + patience
-    best = None
-    while best is None or (best[1] > DISTURBED and time.perf_counter() < deadline):
-        wait_for_quiet(deadline)
-        busy, start = busy_seconds(), time.perf_counter()
-        value, own = work()
-        elapsed = time.perf_counter() - start
-        others = max(busy_seconds() - busy - own, 0) / elapsed / os.cpu_count()
-        best = min(best or (value, others), (value, others), key=lambda call: call[1])
-    return best
-
-
 class Ours:
     """An archive, or a dense model, under PIXEL."""
 
@@ -275,33 +124,6 @@ class Theirs:
 
     def command(self, threads):
         return [*self._program, self.path, "--threads", str(threads)], None
-
-
-class Rounds:
-    """What was measured: `values[measurement][model]` is a list with a value for each round."""
-
-    def __init__(self):
-        self.values = {}
-        self.others = []
-
-    def add(self, measurement, model, value):
-        self.values.setdefault(measurement, {}).setdefault(model, []).append(value)
-
-    def disturbed(self):
-        """Whether most turns were: then the ratios tell nothing."""
-        return median(self.others) > DISTURBED
-
-    def ratios(self, measurement, over, under):
-        values = self.values[measurement]
-        return [a / b for a, b in zip(values[over], values[under])]
-
-
-def in_turns(models, rounds):
-    """Every model once in each round, beginning with another one each time; and the number of the round."""
-    for number in range(rounds):
-        first = number % len(models)
-        for model in models[first:] + models[:first]:
-            yield number, model
 
 
 def say(text):
@@ -388,17 +210,6 @@ def perplexities(models, threads, windows):
     return found
 
 
-def table(head, rows):
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
-def spread(values):
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    low, _, high = quantiles(values, n=4, method="inclusive")
-    return f"{median(values):.2f} ({low:.2f}–{high:.2f})"
-
-
 def shown_perplexity(perplexity, model):
     return f"{perplexity[model.name]:.2f}" if perplexity else ""
 
@@ -438,14 +249,6 @@ def absolute_table(models, timed, found):
         rows.append([model.name, str(threads), *rates, *seconds, *(f"{median(b) / 1e6:.1f}" for b in rounds_of_bytes)])
     units = [*(f"{name}, tokens/s" for name in timed), "load, s", "first, s", "memory, MB", "file, MB"]
     return table(["model", "threads", *units], rows)
-
-
-def processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (FileNotFoundError, StopIteration):
-        return "an unknown processor"
 
 
 def report(args, ours, theirs, perplexity, timed, found, system):

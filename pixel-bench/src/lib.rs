@@ -1,10 +1,12 @@
 //! Workloads that the benchmarks and the programs share, and how they are timed.
 //!
 //! [`contenders`] are the products that the report and the criterion benches compare, [`measure`] times them in turns,
-//! [`stream`] finds what the machine's memory gives, and [`roofline`] draws one against the other.
+//! [`stream`] finds what the machine's memory gives, and [`roofline`] draws one against the other. [`lines`] is for
+//! programs that scripts drive.
 
 pub mod contenders;
 pub mod least_squares;
+pub mod lines;
 pub mod matrices;
 pub mod measure;
 pub mod roofline;

@@ -18,14 +18,13 @@
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::Parser;
+use pixel_bench::lines::{answer, file_bytes, serve, status_bytes};
 use pixel_models::evaluate::{PerplexityConfig, perplexity};
 use pixel_models::{CausalModel, LlamaCache, LoadOptions};
 use pixel_nn::attention::CacheFormat;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::fs;
-use std::io::{Write, stdin, stdout};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Tokens of the prompt before the first token.
@@ -90,11 +89,7 @@ fn main() -> Result<()> {
         "first_token_seconds": first_token_seconds,
         "file_bytes": file_bytes(&args.model)?,
     }))?;
-    for line in stdin().lines() {
-        let reply = serde_json::from_str(&line?).map_err(Into::into).and_then(|request| session.obey(request));
-        answer(&reply.unwrap_or_else(|error| json!({ "error": format!("{error:#}") })))?;
-    }
-    Ok(())
+    serve(|request| session.obey(request))
 }
 
 impl Session {
@@ -175,29 +170,4 @@ impl Session {
 /// The token at a place: spread over the vocabulary, and the same in every program that is timed.
 fn token_at(place: usize, vocabulary: usize) -> i64 {
     ((place * 7919 + 104_729) % vocabulary) as i64
-}
-
-fn answer(value: &Value) -> Result<()> {
-    let mut out = stdout().lock();
-    writeln!(out, "{value}")?;
-    Ok(out.flush()?)
-}
-
-/// A line of `/proc/self/status` that is in kilobytes, in bytes; `None` where the system has none.
-fn status_bytes(name: &str) -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-}
-
-/// What a model needs to run, in bytes: its weights, configuration and tokenizer.
-fn file_bytes(dir: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors" || extension == "json") {
-            bytes += fs::metadata(path)?.len();
-        }
-    }
-    Ok(bytes)
 }
