@@ -75,6 +75,23 @@ fn an_archive_runs_with_and_without_dense_copies() {
     assert_eq!((cached["tokens"].as_array().unwrap().len(), &cached["reason"]), (62, &json!("max_positions")));
     assert_eq!(cached["tokens"], run(&["--cache", "0"])["tokens"]);
     assert_eq!(cached["tokens"], run(&["--cache", "4K"])["tokens"]);
+    for threads in ["1", "3"] {
+        assert_eq!(cached["tokens"], run(&["--threads", threads])["tokens"], "{threads} threads");
+    }
+}
+
+#[test]
+fn hashes_are_checked_unless_told_not_to() {
+    let dir = workspace("llama");
+    let args = ["run", "small", "--prompt", "w1", "--temperature", "0", "-n", "5"];
+    let intact = json_of(dir.path(), &[&args[..], &["--skip-hashes"]].concat());
+    assert_eq!(intact["tokens"], json_of(dir.path(), &args)["tokens"]);
+    let file = dir.path().join("small/model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    pixel(dir.path(), &args).code(2).stdout("").stderr(contains("small/model.safetensors").and(contains("is damaged")));
+    json_of(dir.path(), &[&args[..], &["--skip-hashes"]].concat());
 }
 
 #[test]
@@ -144,6 +161,12 @@ fn a_language_model_against_itself_loses_nothing() {
 #[test]
 fn an_archive_is_measured_against_its_source() {
     let dir = workspace("llama");
+    // What rounding activations costs: what a model is held against is computed in f32.
+    let rounded = json_of(dir.path(), &[&["eval", "small", "--against", "small"], EVAL].concat());
+    let divergence = number(&rounded["kl_divergence"]["value"]);
+    assert!(divergence > 0.0 && divergence < 1e-4, "{divergence}");
+    let exact = [&["eval", "small", "--against", "small", "--arithmetic", "f32"], EVAL].concat();
+    assert_eq!(number(&json_of(dir.path(), &exact)["kl_divergence"]["value"]), 0.0);
     let args = [&["eval", "small", "--against", "llama"], EVAL].concat();
     let report = json_of(dir.path(), &args);
     for field in ["perplexity", "dense_perplexity", "perplexity_ratio", "kl_divergence", "top_1_agreement"] {

@@ -178,7 +178,25 @@ impl Checkpoint {
         let bytes = self.bytes(info);
         let mut values = vec![0.0; bytes.len() / float.size()];
         float.read(bytes, &mut values);
+        self.release(info);
         Ok(values)
+    }
+
+    /// Gives back the memory that the bytes of a tensor take in this process, now that they are copied; whoever reads
+    /// them again gets them from the system's cache or the file.
+    pub(super) fn release(&self, info: &TensorInfo) {
+        #[cfg(target_os = "linux")]
+        {
+            let (shard, range) = (&self.shards[info.shard], &info.range);
+            // SAFETY: the map is read-only and of a file, so pages that are dropped come back with the same bytes.
+            let released = unsafe {
+                shard.bytes.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+            // A system that refuses keeps the pages until it wants them itself.
+            let _ = released;
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = info;
     }
 }
 

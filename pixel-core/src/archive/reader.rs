@@ -149,11 +149,13 @@ impl Archive {
         let mut hasher = blake3::Hasher::new();
         let mut streams = Vec::with_capacity(entry.streams.len());
         for spec in &entry.streams {
-            let bytes = self.checkpoint.bytes(self.checkpoint.info(&stream_name(name, spec))?);
+            let info = self.checkpoint.info(&stream_name(name, spec))?;
+            let bytes = self.checkpoint.bytes(info);
             if self.checks_hashes {
                 hasher.update(bytes);
             }
             streams.push(read_stream(spec.dtype, bytes));
+            self.checkpoint.release(info);
         }
         if self.checks_hashes {
             check_hash(path, name, &entry.manifest.stored_blake3, hasher.finalize())?;

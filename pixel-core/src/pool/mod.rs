@@ -306,6 +306,29 @@ mod tests {
         assert_eq!(sum.into_inner(), 3 * 100 * 4 * 3);
     }
 
+    /// A measurement: `cargo test --release -p pixel-core --lib -- --ignored --nocapture fork_and_join`.
+    #[test]
+    #[ignore = "wants the processors for itself"]
+    fn fork_and_join_take_less_than_two_microseconds() {
+        let step = || {
+            let begun = AtomicUsize::new(0);
+            let start = Instant::now();
+            for_each(threads(), |_| {
+                // All threads have to come.
+                begun.fetch_add(1, Ordering::Relaxed);
+                while begun.load(Ordering::Relaxed) < threads() {
+                    spin_loop();
+                }
+            });
+            start.elapsed()
+        };
+        let mut times: Vec<_> = (0..10_000).map(|_| step()).collect();
+        times.sort();
+        let [median, slow] = [times[5000], times[9000]];
+        println!("{} threads: {median:?}, nine of ten below {slow:?}", threads());
+        assert!(median < Duration::from_micros(2), "{median:?}");
+    }
+
     #[test]
     fn threads_that_fell_asleep_come_back() {
         for _ in 0..3 {
