@@ -118,6 +118,7 @@ fn what_run_refuses_is_named() {
     refuse(&["llama", "--prompt", "w1", "--temperature=-1"])
         .stderr(contains("temperature = -1 is outside 0 and above"));
     refuse(&["llama", "--prompt", "w1", "--max-tokens", "0"]).stderr(contains("max_tokens = 0 is outside 1 and above"));
+    refuse(&["llama", "--prompt", "w1", "--threads", "1025"]).stderr(contains("1025 is not in 0..=1024"));
     refuse(&["llama", "--prompt", "w1", "--cache", "much"]).stderr(contains("\"much\" is no number of bytes"));
     refuse(&["llama", "--prompt", &"w1 ".repeat(64)]).stderr(contains("the prompt has 64 tokens"));
     if cfg!(not(feature = "cuda")) {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::Device;
-use clap::ValueEnum;
+use clap::{ValueEnum, value_parser};
 use pixel_core::backend::probe_device;
 use pixel_models::tokenizer::TextTokenizer;
 use pixel_models::{LoadOptions, LoadedModel, load};
@@ -19,9 +19,9 @@ pub(crate) struct ModelArgs {
     /// What products with packed weights compute with on a processor
     #[arg(long, value_enum, default_value_t = Arithmetic::Integer)]
     arithmetic: Arithmetic,
-    /// Threads; 0 for RAYON_NUM_THREADS, or one a processor
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
+    /// Threads, 1024 at most; 0 for RAYON_NUM_THREADS, or one a processor
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u16).range(..=1024))]
+    threads: u16,
     /// Take the contents of an archive without checking their hashes: `pixel verify` has done it
     #[arg(long)]
     skip_hashes: bool,
@@ -85,11 +85,12 @@ impl ModelArgs {
 
     /// Gives rayon, and with it every product, as many threads as were asked for.
     fn start_threads(self) -> Result<()> {
-        if self.threads > 0 {
+        let wanted = usize::from(self.threads);
+        if wanted > 0 {
             // Refused for a second model; the threads are there then.
-            let started = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global();
+            let started = rayon::ThreadPoolBuilder::new().num_threads(wanted).build_global();
             let has = rayon::current_num_threads();
-            ensure!(has == self.threads, "--threads {}: {has} threads run already, {started:?}", self.threads);
+            ensure!(has == wanted, "--threads {wanted}: {has} threads run, {started:?}");
         }
         Ok(())
     }
