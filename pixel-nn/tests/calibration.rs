@@ -1,11 +1,14 @@
 //! Calibration: what is collected is what the layers read, weighted as the formula says, whatever the number of passes.
 #![cfg(feature = "flex")]
 
+mod draws;
+
 use approx::abs_diff_eq;
 use burn::module::{Module, ParamId};
-use burn::nn::{Linear, LinearConfig};
+use burn::nn::Linear;
 use burn::tensor::activation::tanh;
 use burn::tensor::{Device, Distribution, Tensor};
+use draws::dense;
 use pixel_core::Moments;
 use pixel_core::archive::ArchiveError;
 use pixel_core::archive::calibration::{Calibration, Description, Source};
@@ -29,17 +32,12 @@ const D_INPUT: usize = 12;
 const D_INNER: usize = 10;
 const D_OUTPUT: usize = 7;
 
-fn dense(d_input: usize, d_output: usize) -> Linear {
-    LinearConfig::new(d_input, d_output).init(&Device::flex())
-}
-
 fn packed(linear: &Linear) -> PIXELLinear {
     PIXELLinear::from_linear(linear, &"uniform:4:group=32".parse().unwrap(), 3).unwrap().0
 }
 
 impl Block {
     fn new() -> Self {
-        Device::flex().seed(5);
         Self {
             query: dense(D_INPUT, D_INNER).into(),
             key: packed(&dense(D_INPUT, D_INNER)),
@@ -60,9 +58,8 @@ impl Block {
 /// Three batches `[2, 5, D_INPUT]`: 30 tokens, with a mean and with unequal powers.
 fn batches() -> Vec<Tensor<3>> {
     let device = Device::flex();
-    device.seed(9);
     let powers = Tensor::<1>::from_floats([1.0, 2.0, 0.1, 5.0, 1.0, 1.0, 0.3, 1.0, 3.0, 1.0, 1.0, 0.7], &device);
-    let batch = || Tensor::<3>::random([2, 5, D_INPUT], Distribution::Normal(0.4, 1.0), &device);
+    let batch = || draws::random([2, 5, D_INPUT], Distribution::Normal(0.4, 1.0));
     (0..3).map(|_| batch() * powers.clone().unsqueeze()).collect()
 }
 
@@ -382,13 +379,11 @@ mod gradients {
 
     #[test]
     fn tokens_weigh_by_the_power_of_their_gradients() {
-        Device::flex().seed(7);
         assert_weighted(dense(D_INPUT, D_INNER).into(), dense(D_INNER, D_OUTPUT).into());
     }
 
     #[test]
     fn packed_layers_have_gradients_too() {
-        Device::flex().seed(8);
         assert_weighted(packed(&dense(D_INPUT, D_INNER)).into(), packed(&dense(D_INNER, D_OUTPUT)).into());
     }
 
@@ -417,7 +412,6 @@ mod gradients {
 
     #[test]
     fn a_layer_may_sit_out_a_batch() {
-        Device::flex().seed(10);
         let model = Mlp { first: dense(D_INPUT, D_OUTPUT).into(), second: dense(D_INPUT, D_OUTPUT).into() }.train();
         let batches: Vec<_> = batches().into_iter().enumerate().collect();
         let forward = |(index, batch): &(usize, Tensor<3>)| {

@@ -35,25 +35,6 @@ fn the_display_tells_shape_codec_and_bits() {
 }
 
 #[test]
-fn a_new_layer_has_the_deviation_of_burns() {
-    let device = Device::flex();
-    for text in CODECS {
-        device.seed(1);
-        let layer = PIXELLinearConfig::new(300, 100).with_codec(codec(text)).init(&device);
-        let weights = host(layer.weight.synthesize());
-        let deviation = (weights.iter().map(|w| w * w).sum::<f32>() / weights.len() as f32).sqrt();
-        assert!(abs_diff_eq!(deviation * 900f32.sqrt(), 1.0, epsilon = 0.01), "{text}: {deviation}");
-        let mean = weights.iter().sum::<f32>() / weights.len() as f32;
-        assert!(mean.abs() < 0.1 * deviation, "{text}: mean {mean}");
-        // Repeatable, and a valid packed weight.
-        device.seed(1);
-        let again = PIXELLinearConfig::new(300, 100).with_codec(codec(text)).init(&device);
-        assert_eq!(host(again.weight.synthesize()), weights, "{text}");
-        assert_eq!(layer.weight.to_packed().unwrap().shape(), Shape::new(100, 300).unwrap());
-    }
-}
-
-#[test]
 fn layers_that_share_an_input_give_what_they_give_alone() {
     let x = normal([2, 3, 70]);
     for text in CODECS {
@@ -64,7 +45,7 @@ fn layers_that_share_an_input_give_what_they_give_alone() {
         for layer in &layers {
             assert_eq!(host(layer.forward_shared(&shared)), host(layer.forward(x.clone())), "{text}");
         }
-        for packed in [protected(text, [45, 70], 2), with_low_rank(text, [45, 70], 2)] {
+        for packed in [protected(text, [45, 70]), with_low_rank(text, [45, 70])] {
             let layer = PIXELLinear::from_packed(&packed, None, &Device::flex()).unwrap();
             assert_eq!(host(layer.forward_shared(&shared)), host(layer.forward(x.clone())), "{text}");
         }

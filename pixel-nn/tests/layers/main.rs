@@ -1,6 +1,8 @@
 //! The modules as a Burn user meets them: conversion, display, records, devices, training, caches, archives.
 
 mod caches;
+#[path = "../draws/mod.rs"]
+mod draws;
 mod linear;
 mod parts;
 mod records;
@@ -9,9 +11,10 @@ mod training;
 
 use approx::abs_diff_eq;
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::nn::{EmbeddingConfig, Linear, LinearConfig};
+use burn::nn::{EmbeddingConfig, Linear};
 use burn::store::ModuleRecord;
-use burn::tensor::{DType, Device, Distribution, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
+use draws::{dense, normal};
 use pixel_core::archive::{Archive, Checkpoint};
 use pixel_core::compressor::{RunOptions, compress_checkpoint};
 use pixel_core::plan::{Plan, Recipe};
@@ -28,16 +31,6 @@ const CODECS: [&str; 5] =
 
 fn codec(text: &str) -> CodecSpec {
     text.parse().unwrap()
-}
-
-fn dense(d_input: usize, d_output: usize) -> Linear {
-    let device = Device::flex();
-    device.seed(3);
-    LinearConfig::new(d_input, d_output).init(&device)
-}
-
-fn normal<const D: usize>(shape: [usize; D]) -> Tensor<D> {
-    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
 }
 
 fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
@@ -60,9 +53,8 @@ fn agrees<const D: usize>(layer: &PIXELLinear, x: &Tensor<D>, expected: &Tensor<
     }
 }
 
-/// A weight `[d_output, d_input]` with four protected columns, `seed` apart from others.
-fn protected(text: &str, shape: [usize; 2], seed: u64) -> PackedWeight {
-    Device::flex().seed(seed);
+/// A weight `[d_output, d_input]` with four protected columns.
+fn protected(text: &str, shape: [usize; 2]) -> PackedWeight {
     let values = host(normal(shape));
     let matrix = Matrix::new(Shape::new(shape[0], shape[1]).unwrap(), values).unwrap();
     let spec = CodingSpec::new(codec(text)).with_rotation(Some(5)).with_protect(4);
@@ -70,8 +62,7 @@ fn protected(text: &str, shape: [usize; 2], seed: u64) -> PackedWeight {
 }
 
 /// A packed weight with a low-rank part that holds half of its energy.
-fn with_low_rank(text: &str, [m, n]: [usize; 2], seed: u64) -> PackedWeight {
-    Device::flex().seed(seed);
+fn with_low_rank(text: &str, [m, n]: [usize; 2]) -> PackedWeight {
     let matrix = |m: usize, n: usize| Matrix::new(Shape::new(m, n).unwrap(), host(normal([m, n]))).unwrap();
     let part = LowRank { up: matrix(m, 2), down: matrix(2, n) };
     let mut weight = part.product();

@@ -50,7 +50,7 @@ fn is_its_packed_weight(packed: &PackedWeight, text: &str) -> PIXELLinear {
 #[test]
 fn layers_with_low_rank_parts_are_their_packed_weight() {
     for text in CODECS {
-        let packed = with_low_rank(text, [40, 48], 1);
+        let packed = with_low_rank(text, [40, 48]);
         let layer = is_its_packed_weight(&packed, text);
         let plain = PIXELLinear::from_packed(&codes_alone(&packed), None, &Device::flex()).unwrap();
         assert_eq!(layer.num_params(), plain.num_params() + 2 * (40 + 48), "{text}");
@@ -64,7 +64,7 @@ fn layers_with_low_rank_parts_are_their_packed_weight() {
 fn layers_with_protected_columns_are_their_packed_weight() {
     let device = Device::flex();
     for text in CODECS {
-        let packed = protected(text, [40, 48], 1);
+        let packed = protected(text, [40, 48]);
         let layer = is_its_packed_weight(&packed, text);
         // Values are parameters; columns and values are counted.
         let plain = PIXELLinear::from_packed(&codes_alone(&packed), None, &device).unwrap();

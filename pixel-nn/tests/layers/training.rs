@@ -8,11 +8,9 @@ use super::*;
 fn a_part_that_is_put_beside_a_rotated_weight_trains() {
     let device = Device::flex().autodiff();
     let layer = PIXELLinearConfig::new(24, 16).with_codec(codec("additive:2")).with_rotate(Some(true)).init(&device);
-    let random = |shape: [usize; 2]| {
-        Param::from_tensor(Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &device).require_grad())
-    };
-    let layer = layer.with_low_rank(LowRankParams { down: random([24, 2]), up: random([2, 16]) });
-    let x = Tensor::<2>::random([5, 24], Distribution::Normal(0.0, 1.0), &device);
+    let factor = |shape: [usize; 2]| Param::from_tensor(Tensor::from_inner(normal(shape)).require_grad());
+    let layer = layer.with_low_rank(LowRankParams { down: factor([24, 2]), up: factor([2, 16]) });
+    let x = Tensor::from_inner(normal([5, 24]));
     let gradients = layer.forward(x).powf_scalar(2.0).sum().backward();
     let part = layer.weight.low_rank().unwrap();
     for factor in [&part.down, &part.up] {
@@ -26,13 +24,12 @@ fn a_part_that_is_put_beside_a_rotated_weight_trains() {
 fn a_layer_trains_scales_dictionary_low_rank_and_bias() {
     use burn::optim::{AdamConfig, GradientsParams};
     let device = Device::flex().autodiff();
-    device.seed(2);
     for text in CODECS {
         let config = PIXELLinearConfig::new(24, 16).with_codec(codec(text)).with_rank(Some(2));
         let mut layer = config.init(&device);
         let codes = layer.weight.codes().val().into_data();
-        let x = Tensor::<2>::random([32, 24], Distribution::Normal(0.0, 1.0), &device);
-        let target = Tensor::<2>::random([32, 16], Distribution::Normal(0.0, 0.5), &device);
+        let x = Tensor::from_inner(normal([32, 24]));
+        let target = Tensor::from_inner(normal([32, 16]) * 0.5);
         let loss = |layer: &PIXELLinear| (layer.forward(x.clone()) - target.clone()).powf_scalar(2.0).mean();
         let first = loss(&layer).into_scalar::<f32>();
         let mut optimizer = AdamConfig::new().init();

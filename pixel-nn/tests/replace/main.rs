@@ -1,5 +1,7 @@
 //! Models of ordinary Burn layers before and after their weights give way to patterns.
 
+#[path = "../draws/mod.rs"]
+mod draws;
 mod records;
 mod selection;
 #[cfg(feature = "autodiff")]

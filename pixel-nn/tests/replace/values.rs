@@ -38,7 +38,7 @@ fn a_column_layout_survives_replacement_and_its_record() {
     let dense = config_of(LinearLayout::Col).init(&device);
     let (small, report) = replace_linear_layers(dense.clone(), &config("uniform:8")).unwrap();
     assert_eq!(report.layers[0].shape.to_string(), "96×48");
-    let x = Tensor::<2>::random([5, 48], burn::tensor::Distribution::Default, &device);
+    let x = draws::normal([5, 48]);
     assert!(distance(small.forward(x.clone()), dense.forward(x.clone())) < 0.01);
     let fresh = replace_skeleton(config_of(LinearLayout::Col).init(&device), &config("uniform:8")).unwrap();
     let expected = floats(small.forward(x.clone()));
@@ -74,7 +74,7 @@ fn embeddings_and_convolutions_are_replaced_on_request() {
     assert_eq!(small.net.conv.weight.val().dims(), [LENGTH, LENGTH, 3, 3]);
     assert!(distance(small.net.conv.weight.val(), dense.net.conv.weight.val()) < 0.01);
     assert!(distance(small.up.weight.val(), dense.up.weight.val()) < 0.01);
-    let x = Tensor::<4>::random([1, LENGTH, 4, 4], burn::tensor::Distribution::Default, &device);
+    let x = draws::normal([1, LENGTH, 4, 4]);
     assert!(distance(small.up.forward(x.clone()), dense.up.forward(x)) < 0.01);
     assert!(distance(small.net.forward(tokens(&device)), dense.net.forward(tokens(&device))) < 0.01);
 }
@@ -85,7 +85,7 @@ fn linear_layers_inside_burns_own_attention_are_replaced() {
     let dense: MultiHeadAttention = MultiHeadAttentionConfig::new(64, 4).with_dropout(0.0).init(&device);
     let (small, report) = replace_linear_layers(dense.clone(), &config("uniform:8")).unwrap();
     assert_eq!(names(&report), ["query.weight", "key.weight", "value.weight", "output.weight"]);
-    let x = Tensor::<3>::random([2, 5, 64], burn::tensor::Distribution::Default, &device);
+    let x = draws::normal([2, 5, 64]);
     let run = |model: &MultiHeadAttention| model.forward(MhaInput::self_attn(x.clone())).context;
     assert!(distance(run(&small), run(&dense)) < 0.02);
 }
