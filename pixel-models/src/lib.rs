@@ -45,6 +45,8 @@
 //! weights quantized by others are refused by name. Tasks' heads are not run (classification, BERT's vocabulary); their
 //! tensors are listed in `unused`. Dense weights are read as `f32` on the host, one tensor at a time.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod bert;
 pub mod calibrate;
 pub mod config;
@@ -215,7 +217,11 @@ pub fn load(path: impl AsRef<Path>, options: &LoadOptions, device: &Device) -> R
     let config = ModelConfig::from_file(side_file(CONFIG_FILE))?;
     let weights = match Model::open(path)? {
         Model::Packed(archive) if !options.check_hashes => Model::Packed(archive.without_hash_checks()),
-        weights => weights,
+        Model::Packed(archive) => Model::Packed(archive),
+        Model::Dense(checkpoint) => {
+            checkpoint.check_layout()?;
+            Model::Dense(checkpoint)
+        }
     };
     let tokenizer = || if_there(side_file(TOKENIZER_FILE)).map(|file| TextTokenizer::from_file(&file)).transpose();
     let (mut loader, tokenizer) =

@@ -373,7 +373,7 @@ fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
 /// Says which tensor a layer could not be made of.
 fn named(name: &str) -> impl FnOnce(LayerError) -> LayerError {
     let name = name.to_owned();
-    move |source| LayerError::Parameter { name, source: Box::new(source) }
+    move |source| LayerError::Parameter { name, cause: Box::new(source) }
 }
 
 /// What the linear layers of a model take.

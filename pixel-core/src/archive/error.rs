@@ -71,6 +71,28 @@ pub enum ArchiveError {
         /// The tensor.
         tensor: String,
     },
+    /// A tensor to be stored has another number of bytes than its shape asks for.
+    #[error("tensor \"{tensor}\" of {dtype} and shape {shape:?} takes {expected} bytes, {found} are given")]
+    TensorLength {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        dtype: Dtype,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Bytes given.
+        found: usize,
+        /// Bytes that it takes.
+        expected: usize,
+    },
+    /// A tensor that was asked for as codes is kept as it was.
+    #[error("{}: tensor \"{tensor}\" is stored dense, it has no codes", path.display())]
+    StoredDense {
+        /// The archive.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
     /// A tensor that should be a weight has another type.
     #[error("{}: tensor \"{tensor}\" is {dtype}, which is no float type of 16, 32 or 64 bits", path.display())]
     NotFloat {
@@ -167,6 +189,19 @@ pub enum ArchiveError {
     OutputExists {
         /// The output.
         path: PathBuf,
+    },
+    /// Burn saved the file, and its linear weights lie as Burn has them, or it cannot be told how.
+    #[error(
+        "{} was saved by Burn, and {found}: Burn's linear weights are [d_input, d_output], here they are [d_output, \
+         d_input]; save the model with `SafetensorsStore::from_file(path).with_to_adapter(BurnToPyTorchAdapter)\
+         .skip_enum_variants(true).metadata(\"linear_layout\", \"output_input\")`",
+        path.display()
+    )]
+    BurnLayout {
+        /// The file.
+        path: PathBuf,
+        /// What shows it.
+        found: String,
     },
     /// The existing entry is of another kind than the output and is not replaced.
     #[error("{} is {found}, the output would be {wanted}", path.display())]

@@ -3,6 +3,7 @@
 //! An archive is a checkpoint some of whose weights are stored as codes; `docs/format.md` defines every byte. Readers
 //! treat every byte as hostile, and nothing is visible under its final name before it is complete.
 
+mod burn_layout;
 pub mod calibration;
 mod checkpoint;
 mod dtype;
@@ -12,6 +13,7 @@ mod model;
 mod reader;
 mod shard_writer;
 mod staging;
+mod tensors;
 mod writer;
 
 /// BLAKE3 of `bytes` as 64 hexadecimal digits, the form in which manifests hold hashes.
@@ -19,13 +21,17 @@ pub fn blake3_hex(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
+pub use burn_layout::{LAYOUT_KEY, OUTPUT_INPUT};
 pub use checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE, Shard, TensorInfo};
 pub use dtype::FloatType;
 pub use error::{ArchiveError, IndexError, ManifestError, SafetensorsError};
 pub use manifest::{MANIFEST_HASH_KEY, MANIFEST_KEY, Manifest, PackedEntry, VERSION_MAJOR, VERSION_MINOR};
 pub use model::{Model, ModelTensor};
 pub use reader::{Archive, Entry};
+/// The types of stored tensors, as safetensors names them.
+pub use safetensors::Dtype;
 pub use staging::{OutputKind, write_file};
+pub use tensors::{ArchivedTensor, write_archive};
 
 pub(crate) use shard_writer::{ShardWriter, TensorPlan};
 pub(crate) use writer::{ArchivePlan, ArchiveTensor, ArchiveWriter, CheckpointWriter, FilePlan, Record};

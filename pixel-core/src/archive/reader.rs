@@ -143,8 +143,13 @@ impl Archive {
     /// # Errors
     /// [`ArchiveError`].
     pub fn packed(&self, name: &str) -> Result<PackedWeight, ArchiveError> {
-        let no_tensor = || ArchiveError::NoSuchTensor { path: self.checkpoint.root().to_owned(), tensor: name.into() };
-        let entry = self.entries.get(name).ok_or_else(no_tensor)?;
+        let entry = self.entries.get(name).ok_or_else(|| {
+            let (path, tensor) = (self.checkpoint.root().to_owned(), name.into());
+            match self.kept.contains_key(name) {
+                true => ArchiveError::StoredDense { path, tensor },
+                false => ArchiveError::NoSuchTensor { path, tensor },
+            }
+        })?;
         let path = &self.checkpoint.shards()[entry.shard].path;
         let mut hasher = blake3::Hasher::new();
         let mut streams = Vec::with_capacity(entry.streams.len());

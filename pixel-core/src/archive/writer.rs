@@ -18,7 +18,7 @@ use super::staging::{OutputKind, Staging};
 use crate::error::ConfigError;
 use crate::packed::{PackedHeader, PackedWeight};
 use safetensors::Dtype;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -175,6 +175,23 @@ impl ArchivePlan {
         }
         let file = FilePlan::new(file_name, plans, &with_manifest(&metadata, &widest))?;
         Ok(Self { file, metadata })
+    }
+}
+
+impl ArchivePlan {
+    /// Refuses two stored tensors of one name.
+    ///
+    /// # Errors
+    /// [`ManifestError::NameTaken`], in an [`ArchiveError::Manifest`] of the file `path`.
+    pub(crate) fn check_names(&self, path: &Path) -> Result<(), ArchiveError> {
+        let mut names = BTreeSet::new();
+        match self.file.tensors().find(|tensor| !names.insert(&tensor.name)) {
+            None => Ok(()),
+            Some(taken) => {
+                let source = ManifestError::NameTaken { tensor: taken.name.clone() };
+                Err(ArchiveError::manifest(path, source))
+            }
+        }
     }
 }
 

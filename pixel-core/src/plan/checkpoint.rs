@@ -86,6 +86,7 @@ impl Plan {
         if let Some(shard) = checkpoint.shards().iter().find(|shard| shard.metadata.contains_key(MANIFEST_KEY)) {
             return Err(ArchiveError::AlreadyAnArchive { path: shard.path.clone() });
         }
+        checkpoint.check_layout()?;
         let items = checkpoint.tensors().iter().map(|(name, info)| plan_item(name, info, recipe));
         let items = items.collect::<Result<Vec<_>, _>>()?;
         let files = checkpoint.shards().iter().enumerate().map(|(index, shard)| {

@@ -24,6 +24,11 @@ impl Accumulator {
         8 * (d_input as u64 * (d_input as u64 + 1) / 2 + d_input as u64)
     }
 
+    /// The width of the inputs.
+    pub const fn d_input(&self) -> usize {
+        self.d_input
+    }
+
     /// The tokens seen.
     pub const fn tokens(&self) -> u64 {
         self.tokens
