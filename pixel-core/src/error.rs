@@ -142,6 +142,14 @@ pub enum ConfigError {
         /// The side of the largest matrix.
         matrix_size: usize,
     },
+    /// The codec does not go with a dictionary of patterns.
+    #[error("codec {codec} over a dictionary: {message}")]
+    Dictionary {
+        /// The codec.
+        codec: String,
+        /// Why.
+        message: String,
+    },
     /// A tile too small for a term.
     #[error("tile = {tile} holds {available} bits at {bits} bits per weight, a term takes {needed}")]
     Tile {

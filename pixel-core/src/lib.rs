@@ -54,6 +54,8 @@
 //! and for every number of threads; only widths with an odd part above 128 rely on the platform's `sin` and `cos` in
 //! f64.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod archive;
 pub mod attention;
 #[cfg(feature = "burn")]
@@ -78,7 +80,11 @@ mod scratch;
 pub mod synthesis;
 
 pub use codec::CodecSpec;
+#[doc(inline)]
+pub use compressor::PIXELCompressor;
 pub use config::PIXELConfig;
+#[doc(inline)]
+pub use dictionary::{PatternDictionary, WeightSynthesizer};
 pub use encode::{
     CodingSpec, Encoder, FactorStorage, FeedbackOptions, LowRank, LowRankSpec, Moments, Outcome, OutputError,
     PreparedInputs, compress_weight,

@@ -5,6 +5,7 @@
 //! read and clipped when it is written.
 
 use crate::error::ShapeError;
+use crate::math::rotation::split_mix;
 use serde::{Deserialize, Serialize};
 
 /// The largest matrix, in weights: no size in bits that is computed from a shape overflows, and no real matrix comes
@@ -122,6 +123,36 @@ impl<'a> MatrixRef<'a> {
     }
 }
 
+impl MatrixRef<'_> {
+    /// The tiles of `shape` one after the other, each row-major, those of the first `shape.d_output()` rows first; what
+    /// reaches over an edge is zero. From such tiles a [dictionary](crate::dictionary::PatternDictionary::learn)
+    /// learns.
+    ///
+    /// # Example
+    /// ```
+    /// use pixel_core::{Matrix, Shape};
+    /// let w = Matrix::new(Shape::new(2, 3)?, vec![1., 2., 3., 4., 5., 6.])?;
+    /// assert_eq!(w.as_ref().tiles(Shape::new(2, 2)?), [1., 2., 4., 5., 3., 0., 6., 0.]);
+    /// # Ok::<(), pixel_core::ShapeError>(())
+    /// ```
+    pub fn tiles(self, shape: Shape) -> Vec<f32> {
+        let (rows, columns) = (shape.d_output(), shape.d_input());
+        let [m, n] = <[usize; 2]>::from(self.shape);
+        let tiles = m.div_ceil(rows) * n.div_ceil(columns);
+        let mut out = Vec::with_capacity(tiles * shape.num_weights());
+        for top in (0..m).step_by(rows) {
+            for left in (0..n).step_by(columns) {
+                for row in top..top + rows {
+                    let inside = if row < m { &self.row(row)[left..(left + columns).min(n)] } else { &[] };
+                    out.extend_from_slice(inside);
+                    out.resize(out.len() + columns - inside.len(), 0.0);
+                }
+            }
+        }
+        out
+    }
+}
+
 /// An owned row-major matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Matrix {
@@ -145,6 +176,26 @@ impl Matrix {
     pub fn new(shape: Shape, data: Vec<f32>) -> Result<Self, ShapeError> {
         check_length(shape, data.len())?;
         Ok(Self { shape, data })
+    }
+
+    /// Standard normal numbers that depend on `seed` alone (Box & Muller 1958).
+    ///
+    /// # Example
+    /// ```
+    /// use pixel_core::{Matrix, Shape};
+    /// let w = Matrix::random(Shape::new(64, 100)?, 7);
+    /// let power = w.as_slice().iter().map(|w| w * w).sum::<f32>() / 6400.0;
+    /// assert!((power - 1.0).abs() < 0.05);
+    /// # Ok::<(), pixel_core::ShapeError>(())
+    /// ```
+    pub fn random(shape: Shape, seed: u64) -> Self {
+        // Of 53 bits, and never 0, which has no logarithm.
+        let uniform = |at: u64| ((split_mix(seed, at) >> 11) + 1) as f64 / (1u64 << 53) as f64;
+        let normal = |at: usize| {
+            let (radius, turn) = (uniform(2 * at as u64), uniform(2 * at as u64 + 1));
+            ((-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * turn).cos()) as f32
+        };
+        Self { shape, data: (0..shape.num_weights()).map(normal).collect() }
     }
 
     /// A matrix of zeros.

@@ -9,6 +9,7 @@ use pixel_core::math::metrics::relative_error;
 use pixel_core::synthesis::reference;
 use pixel_core::{CodecSpec, Matrix, MatrixRef, PIXELConfig, PackedWeight, Shape, compress_weight};
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 
 /// Weights in −1 … 1 from an integer hash.
 fn weights(len: usize, seed: u32) -> Vec<f32> {
@@ -92,7 +93,8 @@ proptest! {
             let weights = weights(rows * cols, i as u32);
             (format!("layer.{i}"), Matrix::new(Shape::new(rows, cols).unwrap(), weights).unwrap())
         });
-        let model = compressor.compress(&tensors.collect(), &()).unwrap();
+        let tensors: BTreeMap<String, Matrix> = tensors.collect();
+        let model = compressor.compress(&tensors).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
         compressor.save(&model, &path).unwrap();

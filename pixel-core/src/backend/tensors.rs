@@ -334,7 +334,7 @@ impl PatternTensors {
 }
 
 /// The values of a tensor of F32.
-fn floats<const D: usize>(what: &str, tensor: &Tensor<D>) -> Result<Vec<f32>, BackendError> {
+pub(super) fn floats<const D: usize>(what: &str, tensor: &Tensor<D>) -> Result<Vec<f32>, BackendError> {
     let data = tensor.clone().try_into_data().map_err(|e| unread(what, &e))?;
     data.try_to_vec::<f32>().map_err(|e| unread(what, &e))
 }

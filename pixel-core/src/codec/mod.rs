@@ -118,6 +118,19 @@ pub trait Codec: std::fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// The shape of the patterns that a weight of `shape` learns and stores; `None`, the default, if the codec learns
+    /// none.
+    fn pattern_shape(&self, _shape: Shape) -> Option<Shape> {
+        None
+    }
+
+    /// The same codec, which stores `patterns` in place of those that it would learn from a weight: as many as its
+    /// option `learned` says, `[learned, pattern_shape]` row-major, each of norm 1. `None`, the default, if the codec
+    /// learns none.
+    fn with_patterns(&self, _patterns: Vec<f32>) -> Option<Box<dyn Codec>> {
+        None
+    }
+
     /// An upper estimate of the bytes that encoding a weight of `shape` holds in addition to the weight and its codes.
     fn search_bytes(&self, shape: Shape) -> usize;
 

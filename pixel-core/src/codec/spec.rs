@@ -152,7 +152,9 @@ impl std::str::FromStr for CodecSpec {
         for part in parts {
             let (name, value) = part.split_once('=').ok_or_else(|| parse_error("an option is written NAME=VALUE"))?;
             let value = value.parse().map_err(|_| parse_error("an option's value is a whole number"))?;
-            spec = spec.with_option(name, value);
+            if spec.options.insert(name.to_owned(), value).is_some() {
+                return Err(parse_error(&format!("{name} is given twice")));
+            }
         }
         Ok(spec)
     }
@@ -181,6 +183,7 @@ mod tests {
         assert!(message("trellis:7").contains("no rate of 7 bits"));
         assert!(message("trellis:2:windows=12").contains("\"windows\"; it has window"));
         assert!(message("trellis:2:window=40").contains("window = 40 is outside 8 to 16"));
+        assert!(message("trellis:2:window=12:window=10").contains("window is given twice"));
         assert!(message("trellis").contains("expected NAME:BITS"));
     }
 }

@@ -24,7 +24,7 @@ use std::sync::{Mutex, PoisonError};
 /// let config = PIXELConfig { codec: Some("additive:2".parse()?), ..PIXELConfig::for_small_model() };
 /// let weight = Matrix::new(Shape::new(3, 50)?, (0..150).map(|i| (i % 7) as f32 - 3.0).collect())?;
 /// let compressor = PIXELCompressor::new(config)?;
-/// let model = compressor.compress(&[("a".to_owned(), weight)].into(), &())?;
+/// let model = compressor.compress([("a", &weight)])?;
 /// assert_eq!(model.compressed_size(), 3 * 2 + 3 * 16); // row scales, and rows of 7 groups of 16 bits
 /// assert_eq!(compressor.decompress(&model)["a"].shape(), Shape::new(3, 50)?);
 /// println!("{}", model.summary());
@@ -133,16 +133,29 @@ impl PIXELCompressor {
         tensor.packed.synthesize()
     }
 
-    /// Compresses every weight, in parallel, until `progress` asks to stop.
+    /// Compresses every weight of a map, or any other pairs of a name and a weight, in parallel.
     ///
     /// # Errors
-    /// The first weight in the order of the names that cannot be compressed; [`CompressError::Cancelled`].
-    pub fn compress(
+    /// The first weight in the order of the names that cannot be compressed.
+    pub fn compress<'w, N: Into<String>>(
         &self,
-        tensors: &BTreeMap<String, Matrix>,
+        tensors: impl IntoIterator<Item = (N, &'w Matrix)>,
+    ) -> Result<CompressedModel, CompressError> {
+        self.compress_with(tensors, &())
+    }
+
+    /// [`compress`](Self::compress), reporting to `progress`, until that asks to stop.
+    ///
+    /// # Errors
+    /// As [`compress`](Self::compress); [`CompressError::Cancelled`].
+    pub fn compress_with<'w, N: Into<String>>(
+        &self,
+        tensors: impl IntoIterator<Item = (N, &'w Matrix)>,
         progress: &dyn Progress,
     ) -> Result<CompressedModel, CompressError> {
-        let compress = |(name, weight): (&String, &Matrix)| {
+        let tensors: BTreeMap<String, &Matrix> =
+            tensors.into_iter().map(|(name, weight)| (name.into(), weight)).collect();
+        let compress = |(name, weight): (&String, &&Matrix)| {
             if progress.is_cancelled() {
                 return Ok(None);
             }
@@ -300,7 +313,7 @@ mod tests {
         let path = dir.path().join("model.safetensors");
         let codec = Some(CodecSpec::new("trellis", 4.0).with_option("window", 9));
         let compressor = PIXELCompressor::new(PIXELConfig { codec, ..Default::default() }).unwrap();
-        let model = compressor.compress(&weights(), &()).unwrap();
+        let model = compressor.compress(&weights()).unwrap();
         compressor.save(&model, &path).unwrap();
         assert!(matches!(compressor.save(&model, &path), Err(ArchiveError::OutputExists { .. })));
         compressor.save_replacing(&model, &path).unwrap();
@@ -315,7 +328,7 @@ mod tests {
     fn weights_below_the_quality_are_told() {
         let codec = Some(CodecSpec::new("additive", 1.0));
         let compressor = PIXELCompressor::new(PIXELConfig { codec, ..Default::default() }).unwrap();
-        let model = compressor.compress(&weights(), &()).unwrap();
+        let model = compressor.compress(&weights()).unwrap();
         assert!(model.below_quality().any(|name| name == "40x40"));
         assert!(model.summary().contains("below quality 0.95"));
     }
@@ -328,7 +341,7 @@ mod tests {
         std::fs::write(models.join("precious"), "data").unwrap();
         let codec = Some(CodecSpec::new("uniform", 4.0));
         let compressor = PIXELCompressor::new(PIXELConfig { codec, ..Default::default() }).unwrap();
-        let model = compressor.compress(&weights(), &()).unwrap();
+        let model = compressor.compress(&weights()).unwrap();
         assert!(matches!(compressor.save(&model, &models), Err(ArchiveError::OutputExists { .. })));
         assert!(matches!(compressor.save_replacing(&model, &models), Err(ArchiveError::OutputKind { .. })));
         assert_eq!(std::fs::read_to_string(models.join("precious")).unwrap(), "data");
@@ -353,11 +366,11 @@ mod tests {
         let codec = Some(CodecSpec::new("uniform", 4.0));
         let compressor = PIXELCompressor::new(PIXELConfig { codec, ..Default::default() }).unwrap();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let error = pool.install(|| compressor.compress(&weights(), &Once::default()).unwrap_err());
+        let error = pool.install(|| compressor.compress_with(&weights(), &Once::default()).unwrap_err());
         assert_eq!(error.to_string(), "cancelled after 1 of 3 weights");
         let mut weights = weights();
         weights.get_mut("40x40").unwrap().as_mut_slice()[41] = f32::NAN;
-        let error = compressor.compress(&weights, &()).unwrap_err();
+        let error = compressor.compress(&weights).unwrap_err();
         assert_eq!(error.to_string(), "tensor \"40x40\"");
         assert!(std::error::Error::source(&error).unwrap().to_string().contains("row 1, column 1 is NaN"));
     }

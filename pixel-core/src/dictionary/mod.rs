@@ -8,9 +8,11 @@
 //! ```
 //!
 //! A [`PatternDictionary`] keeps patterns with identities, for the references of a [`WeightSynthesizer`]. The codec
-//! `matching` takes [patterns](crate::patterns) by position and needs no store.
+//! `matching` takes [patterns](crate::patterns) by position and needs no store; it stores those of a dictionary with a
+//! weight where [`Encoder::with_dictionary`](crate::Encoder::with_dictionary) asks for it.
 
 mod cholesky;
+mod codec;
 mod error;
 mod lookup;
 mod pattern;

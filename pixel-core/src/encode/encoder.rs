@@ -8,12 +8,14 @@ use super::moments::Moments;
 use super::protected::largest_columns;
 use super::spec::CodingSpec;
 use crate::codec::{CodecSpec, Codes, Stream};
+use crate::dictionary::PatternDictionary;
 use crate::error::{ConfigError, WeightError};
 use crate::math::metrics::ErrorSums;
 use crate::math::rotation::Rotation;
 use crate::matrix::{Matrix, MatrixRef, Shape};
 use crate::packed::PackedWeight;
 use half::f16;
+use std::sync::Once;
 
 /// How far a packed weight lies from its source.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -73,6 +75,7 @@ pub struct Encoder<'a> {
     spec: &'a CodingSpec,
     inputs: Inputs<'a>,
     low_rank: Option<&'a LowRank>,
+    dictionary: Option<&'a PatternDictionary>,
 }
 
 /// What is known about the inputs.
@@ -86,7 +89,7 @@ enum Inputs<'a> {
 impl<'a> Encoder<'a> {
     /// An encoder without statistics of the inputs.
     pub const fn new(spec: &'a CodingSpec) -> Self {
-        Self { spec, inputs: Inputs::Unknown, low_rank: None }
+        Self { spec, inputs: Inputs::Unknown, low_rank: None, dictionary: None }
     }
 
     /// Feeds errors back through the second moments of the weight's inputs, so that the layer's outputs change least,
@@ -115,20 +118,43 @@ impl<'a> Encoder<'a> {
         self
     }
 
+    /// Takes the patterns that the codec would learn from the weight and store with it from `dictionary`: the first of
+    /// the shape of its tiles, as many as the option `learned` says. [`PatternDictionary::codec`] sets it.
+    ///
+    /// # Example
+    /// ```
+    /// use pixel_core::dictionary::PatternDictionary;
+    /// use pixel_core::{CodingSpec, Encoder, Matrix, Shape};
+    /// let weight = Matrix::random(Shape::new(64, 64)?, 1);
+    /// let mut dictionary = PatternDictionary::default();
+    /// let tile = Shape::new(8, 8)?;
+    /// dictionary.learn(tile, &weight.as_ref().tiles(tile), 32, 0)?;
+    /// let spec = CodingSpec::new(dictionary.codec(&"matching:2".parse()?)?);
+    /// assert_eq!(spec.codec.options["learned"], 32);
+    /// let (packed, _) = Encoder::new(&spec).with_dictionary(&dictionary).encode(weight)?;
+    /// assert_eq!(packed.num_bytes(), 64 * 64 / 4 + 64 * 2 + 32 * 64 * 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub const fn with_dictionary(mut self, dictionary: &'a PatternDictionary) -> Self {
+        self.dictionary = Some(dictionary);
+        self
+    }
+
     /// Codes `weight`: condition in place, code block by block, refit the row scales, pack.
     ///
     /// # Errors
     /// [`WeightError`] for a weight that is not finite, moments of another width, a request that the weight's shape
     /// does not allow, a low-rank part that is not of the rank of the request, is not finite or is far larger than the
-    /// weight.
+    /// weight, a dictionary that has too few patterns of the shape of the codec's tiles.
     ///
     /// # Panics
     /// If the low-rank part has another shape.
     pub fn encode(self, weight: Matrix) -> Result<(PackedWeight, Outcome), WeightError> {
         let shape = weight.shape();
         self.spec.check(shape)?;
+        warn_if_unoptimised(shape);
         let low_rank = self.low_rank_part()?;
-        let Self { spec, inputs, .. } = self;
+        let Self { spec, inputs, dictionary, .. } = self;
         let (owned, given, measured) = match inputs {
             Inputs::Unknown => (None, None, None),
             Inputs::Prepared(inputs) => (None, Some(inputs), None),
@@ -155,7 +181,10 @@ impl<'a> Encoder<'a> {
                 &own_columns
             }
         };
-        let codec = spec.codec.build()?;
+        let codec = match dictionary {
+            None => spec.codec.build()?,
+            Some(dictionary) => dictionary.build(&spec.codec, shape)?,
+        };
         let extracted = Extracted { columns, low_rank };
         let is_whole = extracted.is_empty();
         // The sums over the codec's blocks do not include extracted parts: errors are then measured on the whole.
@@ -217,6 +246,22 @@ pub fn compress_weight(
     let weight = Matrix::new(weight.shape(), weight.as_slice().to_vec())?;
     let (packed, outcome) = Encoder::new(&spec).encode(weight)?;
     Ok((packed, outcome.weight))
+}
+
+/// Says once, on standard error, that this crate is compiled without optimisation, if that will be felt.
+fn warn_if_unoptimised(shape: Shape) {
+    /// Weights that take a second or so then.
+    const MANY: usize = 1 << 14;
+    static ONCE: Once = Once::new();
+    if cfg!(unoptimised) && shape.num_weights() >= MANY {
+        ONCE.call_once(|| {
+            eprintln!(
+                "pixel-core is compiled without optimisation: coding a weight takes some hundred times as long. These \
+                 lines in Cargo.toml change that for all dependencies of a debug build:\n\n\
+                 [profile.dev.package.\"*\"]\nopt-level = 2\n"
+            );
+        });
+    }
 }
 
 /// The packed form of a coded weight.

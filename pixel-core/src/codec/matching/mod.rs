@@ -118,7 +118,11 @@ impl CodecFamily for Matching {
     }
 
     fn build(&self, bits: f64, options: &Options) -> Result<Box<dyn Codec>, ConfigError> {
-        Ok(Box::new(MatchingCodec { parameters: Parameters::new(bits, options)?, universal: OnceLock::new() }))
+        Ok(Box::new(MatchingCodec {
+            parameters: Parameters::new(bits, options)?,
+            universal: OnceLock::new(),
+            given: None,
+        }))
     }
 }
 
@@ -127,6 +131,8 @@ struct MatchingCodec {
     parameters: Parameters,
     /// The patterns of the first requested shape; others are rare.
     universal: OnceLock<Arc<Universal>>,
+    /// The patterns to store in place of learned ones, `[learned, tile_len]`.
+    given: Option<Vec<f32>>,
 }
 
 impl MatchingCodec {
@@ -173,7 +179,10 @@ impl Codec for MatchingCodec {
 
     fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> WeightEncoder<'a> {
         let layout = self.layout_of(weight.shape());
-        let learned = learn(&layout, weight);
+        let learned = match &self.given {
+            Some(patterns) => stored(&layout, patterns),
+            None => learn(&layout, weight),
+        };
         let patterns = self.patterns(&layout, &learned);
         let words = vec![0; layout.grid.tile_rows() * layout.words_per_band()];
         let decoder = Decoder {
@@ -218,6 +227,16 @@ impl Codec for MatchingCodec {
         kernel::learned_halves(&self.kernel_layout(layout), dictionary)
     }
 
+    fn pattern_shape(&self, shape: Shape) -> Option<Shape> {
+        let layout = self.layout_of(shape);
+        let tile = layout.grid.tile;
+        (layout.learned > 0).then(|| Shape::new(tile.rows, tile.cols).expect("a tile holds weights"))
+    }
+
+    fn with_patterns(&self, patterns: Vec<f32>) -> Option<Box<dyn Codec>> {
+        Some(Box::new(Self { parameters: self.parameters, universal: OnceLock::new(), given: Some(patterns) }))
+    }
+
     /// The dictionary of this tile and its transpose, the cached ones, and a copy of the weight where patterns are
     /// learned.
     fn search_bytes(&self, shape: Shape) -> usize {
@@ -249,7 +268,7 @@ fn learned_values(codes: &Codes) -> &[f16] {
     codes.streams.get(1).map_or(&[], Stream::halves)
 }
 
-/// The weight's own patterns, times √tile_len so that their values are near 1, where F16 is precise.
+/// The weight's own patterns.
 fn learn(layout: &Layout, weight: MatrixRef<'_>) -> Vec<f16> {
     if layout.learned == 0 {
         return Vec::new();
@@ -263,9 +282,15 @@ fn learn(layout: &Layout, weight: MatrixRef<'_>) -> Vec<f16> {
             grid.read_from_block(&block, tile_row, tile);
         }
     }
+    stored(layout, &learn_patterns(&tiles, len, layout.learned, 0))
+}
+
+/// Patterns of norm 1 as they are stored: times √tile_len, so that their values are near 1, where F16 is precise.
+fn stored(layout: &Layout, learned: &[f32]) -> Vec<f16> {
+    let len = layout.grid.tile.len();
     let unit = (len as f64).sqrt();
-    let learned = learn_patterns(&tiles, len, layout.learned, 0);
-    let mut halves: Vec<f16> = learned.iter().map(|value| f16::from_f64(f64::from(*value) * unit)).collect();
+    let learned = learned.iter().take(layout.learned * len);
+    let mut halves: Vec<f16> = learned.map(|value| f16::from_f64(f64::from(*value) * unit)).collect();
     halves.resize(layout.learned * len, f16::ZERO);
     halves
 }
