@@ -151,7 +151,8 @@ impl KernelForm {
         Ok(Self { layout, codes, scales, dictionary, protected, protected_values, low_rank })
     }
 
-    /// Back to what is stored. Scales are rounded to F16, learned patterns and protected columns too.
+    /// Back to what is stored. Scales are rounded to F16, learned patterns and protected columns too. A dictionary of
+    /// one value, as the trellis has it, multiplies every weight: what training made of it goes into the scales.
     ///
     /// # Errors
     /// [`KernelFormError::Header`] for the header of another weight; [`KernelFormError::FixedDictionary`] if training
@@ -177,8 +178,8 @@ impl KernelForm {
         let learned = codec.learned(header.shape, &self.dictionary);
         let stored = self.layout.stored_order(&self.codes);
         let (mut words, mut streams) = (&stored[..], Vec::new());
-        let header = PackedHeader { low_rank: None, ..header.clone() };
-        for spec in header.streams_of(&*codec) {
+        let without_part = PackedHeader { low_rank: None, ..header.clone() };
+        for spec in without_part.streams_of(&*codec) {
             streams.push(match spec.dtype {
                 StreamType::U32 if spec.name == COLUMNS => Stream::U32(self.protected.clone()),
                 StreamType::F16 if spec.name == VALUES => Stream::F16(protected.clone()),
@@ -192,12 +193,17 @@ impl KernelForm {
                 StreamType::I8 => unreachable!("no codec stores a factor"),
             });
         }
-        let packed = PackedWeight::new(header.clone(), streams)?;
+        let packed = PackedWeight::new(without_part, streams)?;
         let expected = packed.codec().dictionary(header.shape, packed.codes());
         // Learned patterns are what was just rounded to F16; the rest is the same to the bit.
         let learned = self.layout.learned_range();
         let differs = |i: &usize| !learned.contains(i) && self.dictionary[*i].to_bits() != expected[*i].to_bits();
         match (0..expected.len()).find(differs) {
+            Some(0) if expected.len() == 1 => {
+                let factor = self.dictionary[0] / expected[0];
+                let scales = self.scales.iter().map(|scale| scale * factor).collect();
+                Self { scales, dictionary: expected, ..self.clone() }.to_packed(header)
+            }
             None => match (&self.low_rank, storage) {
                 (Some(part), Some(storage)) => Ok(packed.with_low_rank(part, storage)?),
                 _ => Ok(packed),
