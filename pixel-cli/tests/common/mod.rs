@@ -38,7 +38,7 @@ pub(crate) fn words(count: usize) -> String {
 
 /// Copies a small model of the library's tests, and gives it a tokenizer.
 pub(crate) fn add(dir: &TempDir, model: &str) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../pixel-models/tests/models").join(model);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model);
     let folder = dir.path().join(model);
     fs::create_dir(&folder).unwrap();
     for file in ["config.json", "model.safetensors"] {

@@ -26,20 +26,14 @@ impl SideFiles {
             return Ok(files);
         }
         let root = checkpoint.root();
-        let is_visible = |entry: &walkdir::DirEntry| entry.depth() == 0 || !is_hidden(entry.path());
-        let walk = walkdir::WalkDir::new(root).sort_by_file_name();
-        for entry in walk.into_iter().filter_entry(is_visible) {
-            let entry = entry.map_err(|e| {
-                let path = e.path().unwrap_or(root).to_owned();
-                ArchiveError::io("read", &path)(
-                    e.into_io_error().unwrap_or_else(|| std::io::Error::other("a loop of links")),
-                )
-            })?;
-            if entry.file_type().is_dir() || is_index_or_shard(checkpoint, entry.path()) {
+        let mut found = Vec::new();
+        list_visible(root, &mut found)?;
+        for path in found {
+            if is_index_or_shard(checkpoint, &path) {
                 continue;
             }
-            let relative = entry.path().strip_prefix(root).unwrap_or(entry.path()).to_owned();
-            if !entry.path().is_file() {
+            let relative = path.strip_prefix(root).unwrap_or(&path).to_owned();
+            if !path.is_file() {
                 files.left_out.push(relative);
                 continue;
             }
@@ -74,6 +68,26 @@ impl SideFiles {
         }
         Ok(bytes)
     }
+}
+
+/// Adds all that is not hidden in `dir` and the directories inside, in the order of names. Links are not followed.
+fn list_visible(dir: &Path, found: &mut Vec<PathBuf>) -> Result<(), ArchiveError> {
+    let read = || -> std::io::Result<Vec<(PathBuf, bool)>> {
+        let entries = std::fs::read_dir(dir)?.map(|entry| {
+            let entry = entry?;
+            Ok((entry.path(), entry.file_type()?.is_dir()))
+        });
+        entries.collect()
+    };
+    let mut entries = read().map_err(ArchiveError::io("read", dir))?;
+    entries.sort();
+    for (path, is_dir) in entries.into_iter().filter(|(path, _)| !is_hidden(path)) {
+        match is_dir {
+            true => list_visible(&path, found)?,
+            false => found.push(path),
+        }
+    }
+    Ok(())
 }
 
 fn is_hidden(path: &Path) -> bool {
