@@ -1,5 +1,6 @@
 //! What can go wrong between a file or a dense layer and a compressed one.
 
+use crate::replace::KeptParameter;
 use pixel_core::archive::ArchiveError;
 use pixel_core::backend::BackendError;
 use pixel_core::{ConfigError, FormatError, Shape, ShapeError, WeightError};
@@ -44,6 +45,16 @@ pub enum LayerError {
         /// The shape of the weight.
         weight: Shape,
     },
+    /// A layer reads inputs of two widths.
+    #[error("the layer of \"{weight}\" reads inputs of width {now}, and read some of width {before}")]
+    InputWidth {
+        /// The name of its weight.
+        weight: String,
+        /// The width before.
+        before: usize,
+        /// The width now.
+        now: usize,
+    },
     /// A tensor could not be read from its device.
     #[error("tensor \"{tensor}\" cannot be read: {message}")]
     Read {
@@ -66,14 +77,85 @@ pub enum LayerError {
         /// The expression.
         pattern: String,
     },
+    /// Something of another crate is attached to a parameter.
+    #[error("\"{attached}\" is attached to it, which archives do not hold; `materialize` makes the parameter dense")]
+    Attached {
+        /// Its name: `lora`.
+        attached: String,
+    },
+    /// Two tensors would have one name.
+    #[error("two tensors have the name \"{name}\" once renamed")]
+    SameName {
+        /// The name.
+        name: String,
+    },
+    /// An archive lacks parameters of a model.
+    #[error("the archive does not have {}; `with_allow_partial` leaves them as they are", names.join(", "))]
+    NotInArchive {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// A stored tensor does not fit its place in a model.
+    #[error("the archive has {found}, the model takes {expected}")]
+    OtherForm {
+        /// What is stored.
+        found: String,
+        /// What the model has there.
+        expected: String,
+    },
+    /// No weight of a model is to be replaced.
+    #[error("no weight is to be replaced{}; `allow_nothing` makes that no error", list(.kept))]
+    NothingToReplace {
+        /// The weights that it has, and why each is kept.
+        kept: Vec<KeptParameter>,
+    },
+    /// The progress asked to stop.
+    #[error("cancelled after {done} of {total} weights")]
+    Cancelled {
+        /// Weights that were done.
+        done: usize,
+        /// Weights that were to be replaced.
+        total: usize,
+    },
     /// A parameter of a model cannot be replaced.
-    #[error("parameter \"{name}\": {source}")]
+    #[error("parameter \"{name}\": {}", chain(.cause))]
     Parameter {
         /// Its path in the model.
         name: String,
-        /// Why.
-        source: Box<LayerError>,
+        /// Why. Its text is part of this one's, and so are those of what caused it.
+        cause: Box<LayerError>,
     },
+}
+
+impl LayerError {
+    /// The same error of the parameter `name`.
+    pub(crate) fn at(self, name: &str) -> Self {
+        match self {
+            Self::Cancelled { .. } | Self::Parameter { .. } => self,
+            error => Self::Parameter { name: name.into(), cause: Box::new(error) },
+        }
+    }
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        None => error.to_string(),
+        Some(source) => format!("{error}: {}", chain(source)),
+    }
+}
+
+/// The first of what is kept, each with its reason.
+fn list(kept: &[KeptParameter]) -> String {
+    const SHOWN: usize = 5;
+    let mut text = if kept.is_empty() { ": the model has no matrix".to_owned() } else { String::new() };
+    for (i, KeptParameter { name, reason, .. }) in kept.iter().take(SHOWN).enumerate() {
+        text += &format!("{} {name} ({reason})", if i == 0 { ":" } else { "," });
+    }
+    if kept.len() > SHOWN {
+        text += &format!(", and {} more", kept.len() - SHOWN);
+    }
+    text
 }
 
 impl From<ArchiveError> for LayerError {

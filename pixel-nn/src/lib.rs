@@ -3,7 +3,7 @@
 //! ```text
 //!  a model that exists ──▶ replace_linear_layers ──▶ the same types, weights synthesised by val()
 //!  Linear, Embedding   ──▶ from_linear, …        ──▶ PIXELLinear, PIXELEmbedding: products straight from the codes
-//!  an archive          ──▶ from_archive          ──▶ the same
+//!  an archive          ──▶ ArchiveStore, from_archive ──▶ the same
 //! ```
 //!
 //! # Example
@@ -24,6 +24,25 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Debug builds
+//! Coding a weight is a search, which takes a hundred times as long without the optimiser. A debug build optimises its
+//! dependencies if its `Cargo.toml` says
+//! ```toml
+//! [profile.dev.package."*"]
+//! opt-level = 2
+//! ```
+//!
+//! # Where to start
+//! | for | see |
+//! |---|---|
+//! | a model that exists, its types unchanged | [`replace_linear_layers`], [`ReplaceConfig`] |
+//! | the same, calibrated on batches | [`compress_model`], [`calibration`] |
+//! | one layer | [`PIXELLinear`], [`PIXELEmbedding`], [`PIXELAttention`], [`Projection`] |
+//! | files that the `pixel` binary reads | [`ArchiveStore`], [`Archive`] |
+//! | how a weight is coded | [`CodecSpec`], [`CodingSpec`], [`Encoder`] |
+//! | patterns of one's own | [`PatternDictionary`], [`ReplaceConfig::with_dictionary`] |
+//! | everything at once | [`prelude`] |
+//!
 //! # Features
 //! `flex` (default), `ndarray`, `wgpu`, `vulkan`, `metal`, `cuda`, `cpu`: Burn's backends; `autodiff`: training of
 //! scales, dictionaries and low-rank parts, and gradients in [`calibration`]; `fusion`. One source serves all of them;
@@ -35,6 +54,9 @@
 //! record is loaded into a layer made with the same configuration alone. Codes are never trained. Products are tuned
 //! for x86-64; the GPU kernels have not been timed.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod archive;
 pub mod attention;
 pub mod calibration;
 mod codes;
@@ -50,6 +72,7 @@ pub mod step;
 mod synthesis;
 mod weight;
 
+pub use archive::{ArchiveStore, LoadReport};
 pub use attention::{KeyValueCache, PIXELAttention, PIXELAttentionConfig};
 pub use dense::PixelModule;
 pub use embedding::{PIXELEmbedding, PIXELEmbeddingConfig};
@@ -57,10 +80,17 @@ pub use error::LayerError;
 pub use linear::{PIXELLinear, PIXELLinearConfig};
 /// The crate of codecs, packed weights and archives: its types appear in the signatures of this one.
 pub use pixel_core;
+#[doc(inline)]
+pub use pixel_core::{
+    CodecSpec, CodingSpec, Encoder, Matrix, MatrixRef, Moments, PIXELCompressor, PIXELConfig, PackedWeight,
+    PatternDictionary, Shape, WeightSynthesizer,
+    archive::{Archive, calibration::Calibration},
+    compressor::Progress,
+};
 pub use projection::Projection;
 pub use replace::{
-    PatternParam, ReplaceConfig, ReplacementReport, replace_linear_layers, replace_skeleton, replaced_parameters,
-    restore_dense,
+    PatternParam, ReplaceConfig, ReplacementReport, compress_model, num_dense_params, replace_linear_layers,
+    replace_linear_layers_with, replace_skeleton, replaced_parameters, restore_dense,
 };
 pub use shared_input::SharedInput;
 pub use step::{Activation, ProjectionStep};

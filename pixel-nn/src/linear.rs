@@ -5,14 +5,14 @@ use crate::dense::PixelModule;
 use crate::error::LayerError;
 use crate::shared_input::SharedInput;
 use crate::synthesis::SynthesisMode;
-use crate::weight::{LowRankParams, PatternWeight, encode, read_floats};
+use crate::weight::{LowRankParams, PatternWeight, read_floats};
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::nn::{Initializer, Linear};
 use burn::tensor::{Device, Tensor, TensorData, assert_shape};
 use pixel_core::archive::Archive;
 use pixel_core::math::metrics::ErrorSums;
-use pixel_core::{CodecSpec, Matrix, PackedWeight, Shape};
+use pixel_core::{CodecSpec, CodingSpec, Encoder, Matrix, Outcome, PackedWeight, Shape};
 
 /// How a [`PIXELLinear`] is made.
 ///
@@ -134,16 +134,47 @@ impl PIXELLinear {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn from_linear(dense: &Linear, codec: &CodecSpec, seed: u64) -> Result<(Self, ErrorSums), LayerError> {
+        let spec = CodingSpec::new(codec.clone()).with_rotation(rotation(codec, None, seed)?);
+        let (layer, outcome) = Self::from_linear_with(dense, Encoder::new(&spec))?;
+        Ok((layer, outcome.weight))
+    }
+
+    /// [`from_linear`](Self::from_linear) by an encoder of the caller's: with the moments of the layer's inputs, with
+    /// protected columns, with a low-rank part. Reports the errors of the weight and, where the moments are known, of
+    /// the outputs.
+    ///
+    /// # Errors
+    /// [`LayerError`] for a weight that is not of a float type or not finite, or a request that its shape does not
+    /// allow.
+    ///
+    /// # Example
+    /// ```
+    /// # #[cfg(feature = "flex")] {
+    /// use burn::nn::LinearConfig;
+    /// use burn::tensor::{Device, Distribution, Tensor};
+    /// use pixel_core::{CodingSpec, Encoder};
+    /// use pixel_nn::PIXELLinear;
+    /// use pixel_nn::calibration::{InputMoments, InputSums};
+    /// let device = Device::flex();
+    /// let dense = LinearConfig::new(64, 32).init(&device);
+    /// let mut sums = InputSums::default();
+    /// sums.observe("fc", &Tensor::<2>::random([256, 64], Distribution::Default, &device))?;
+    /// let spec = CodingSpec::new("lapped:2".parse()?).with_rotation(Some(1));
+    /// let encoder = Encoder::new(&spec).with_moments(sums.moments("fc")?);
+    /// let (_, outcome) = PIXELLinear::from_linear_with(&dense, encoder)?;
+    /// assert!(outcome.output.unwrap().sums.relative_mse() < outcome.weight.relative_mse());
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn from_linear_with(dense: &Linear, encoder: Encoder<'_>) -> Result<(Self, Outcome), LayerError> {
         let device = dense.weight.device();
         let weight = dense.weight.val();
         let [d_input, d_output] = weight.dims();
         // Burn's layers hold the transpose.
         let values = read_floats("weight", weight.transpose())?;
-        let matrix = Matrix::new(Shape::new(d_output, d_input)?, values)?;
-        let (packed, error) = encode(matrix, codec, rotation(codec, None, seed)?)?;
-        let bias = dense.bias.clone();
+        let (packed, outcome) = encoder.encode(Matrix::new(Shape::new(d_output, d_input)?, values)?)?;
         let weight = PatternWeight::from_packed(&packed, &device)?;
-        Ok((Self { weight, bias, synthesis: SynthesisMode::OnDemand }, error))
+        Ok((Self { weight, bias: dense.bias.clone(), synthesis: SynthesisMode::OnDemand }, outcome))
     }
 
     /// A layer from a packed weight and a bias `[d_output]`, if there is one.
@@ -176,21 +207,7 @@ impl PIXELLinear {
     /// [`LayerError::Backend`].
     pub fn from_archive(archive: &Archive, name: &str, device: &Device) -> Result<Self, LayerError> {
         let packed = archive.packed(&format!("{name}.weight"))?;
-        let bias_name = format!("{name}.bias");
-        if archive.entries().contains_key(&bias_name) {
-            return Err(LayerError::NotFloat { tensor: bias_name, found: "codes".into() });
-        }
-        let bias = match archive.kept().contains_key(&bias_name) {
-            false => None,
-            true => {
-                let (info, _) = archive.kept_bytes(&bias_name)?;
-                if info.shape != [packed.shape().d_output()] {
-                    let (found, weight) = (info.shape.clone(), packed.shape());
-                    return Err(LayerError::BiasShape { tensor: bias_name, found, weight });
-                }
-                Some(archive.checkpoint().to_f32(&bias_name)?)
-            }
-        };
+        let bias = bias_of(archive, name, packed.shape())?;
         Self::from_packed(&packed, bias, device)
     }
 
@@ -247,6 +264,23 @@ impl PIXELLinear {
         };
         calibration::tap(weight, output)
     }
+}
+
+/// The bias `NAME.bias` of a weight of `shape`, if the archive has one.
+pub(crate) fn bias_of(archive: &Archive, name: &str, shape: Shape) -> Result<Option<Vec<f32>>, LayerError> {
+    let tensor = format!("{name}.bias");
+    if archive.entries().contains_key(&tensor) {
+        return Err(LayerError::NotFloat { tensor, found: "codes".into() });
+    }
+    if !archive.kept().contains_key(&tensor) {
+        return Ok(None);
+    }
+    let (info, _) = archive.kept_bytes(&tensor)?;
+    if info.shape != [shape.d_output()] {
+        let found = info.shape.clone();
+        return Err(LayerError::BiasShape { tensor, found, weight: shape });
+    }
+    Ok(Some(archive.checkpoint().to_f32(&tensor)?))
 }
 
 impl PixelModule for PIXELLinear {

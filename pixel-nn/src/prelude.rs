@@ -20,9 +20,21 @@
 //! ```
 
 pub use crate::attention::{KeyValueCache, PIXELAttention, PIXELAttentionConfig, RotaryConfig};
-pub use crate::replace::{ReplaceConfig, ReplacementReport, replace_linear_layers};
-pub use crate::{
-    LayerError, PIXELEmbedding, PIXELEmbeddingConfig, PIXELLinear, PIXELLinearConfig, PixelModule, Projection,
-    SynthesisMode, WeightCache,
+pub use crate::calibration::{
+    CalibrationOptions, InputMoments, InputSums, calibrate, calibrate_in_memory, weight_paths,
 };
-pub use pixel_core::{CodecSpec, PackedWeight};
+pub use crate::replace::{
+    ReplaceConfig, ReplacementReport, compress_model, replace_linear_layers, replace_linear_layers_with,
+    replace_skeleton, restore_dense,
+};
+pub use crate::{
+    ArchiveStore, LayerError, PIXELEmbedding, PIXELEmbeddingConfig, PIXELLinear, PIXELLinearConfig, PixelModule,
+    Projection, SynthesisMode, WeightCache,
+};
+pub use pixel_core::archive::Archive;
+pub use pixel_core::archive::calibration::Calibration;
+pub use pixel_core::compressor::Progress;
+pub use pixel_core::{
+    CodecSpec, CodingSpec, Encoder, Matrix, MatrixRef, PIXELCompressor, PIXELConfig, PackedWeight, PatternDictionary,
+    Shape, WeightSynthesizer,
+};

@@ -3,12 +3,13 @@
 use crate::calibration;
 use crate::dense::PixelModule;
 use crate::error::LayerError;
-use crate::linear::PIXELLinear;
+use crate::linear::{PIXELLinear, bias_of};
 use crate::shared_input::SharedInput;
-use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, ParamId};
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
 use burn::nn::Linear;
-use burn::tensor::Tensor;
-use pixel_core::CodecSpec;
+use burn::tensor::{Device, Tensor, TensorData};
+use pixel_core::archive::Archive;
+use pixel_core::{CodecSpec, Encoder, Outcome, Shape};
 
 /// `y = x·W + b` over the last axis.
 ///
@@ -55,6 +56,30 @@ impl Projection {
         }
     }
 
+    /// The map whose tensors are `NAME.weight` and `NAME.bias`, if the archive has that: with patterns where the weight
+    /// is packed, dense where it is kept, `[d_output, d_input]` in the archive. Hashes are checked.
+    ///
+    /// # Errors
+    /// As [`PIXELLinear::from_archive`]; [`LayerError::OtherForm`] for a weight that is no matrix.
+    pub fn from_archive(archive: &Archive, name: &str, device: &Device) -> Result<Self, LayerError> {
+        let weight = format!("{name}.weight");
+        if !archive.kept().contains_key(&weight) {
+            return Ok(Self::Pixel(PIXELLinear::from_archive(archive, name, device)?));
+        }
+        let (info, _) = archive.kept_bytes(&weight)?;
+        let &[d_output, d_input] = &info.shape[..] else {
+            let found = format!("values of shape {:?}", info.shape);
+            return Err(LayerError::OtherForm { found, expected: "a matrix".into() }.at(&weight));
+        };
+        let shape = Shape::new(d_output, d_input)?;
+        let values = TensorData::new(archive.checkpoint().to_f32(&weight)?, [d_output, d_input]);
+        let bias = bias_of(archive, name, shape)?;
+        Ok(Self::Dense(Linear {
+            weight: Param::from_tensor(Tensor::<2>::from_data(values, device).transpose()),
+            bias: bias.map(|bias| Param::from_data(TensorData::new(bias, [d_output]), device)),
+        }))
+    }
+
     /// The same map with its weight as patterns; one that has patterns already stays as it is.
     ///
     /// # Errors
@@ -63,6 +88,21 @@ impl Projection {
         match self {
             Self::Dense(linear) => Ok(Self::Pixel(PIXELLinear::from_linear(linear, codec, seed)?.0)),
             Self::Pixel(linear) => Ok(Self::Pixel(linear.clone())),
+        }
+    }
+
+    /// [`compress`](Self::compress) by an encoder of the caller's, with the moments of the inputs for instance; the
+    /// errors are those of [`PIXELLinear::from_linear_with`], `None` if the map has patterns already.
+    ///
+    /// # Errors
+    /// As [`PIXELLinear::from_linear_with`].
+    pub fn compress_with(&self, encoder: Encoder<'_>) -> Result<(Self, Option<Outcome>), LayerError> {
+        match self {
+            Self::Dense(linear) => {
+                let (linear, outcome) = PIXELLinear::from_linear_with(linear, encoder)?;
+                Ok((Self::Pixel(linear), Some(outcome)))
+            }
+            Self::Pixel(linear) => Ok((Self::Pixel(linear.clone()), None)),
         }
     }
 
@@ -141,7 +181,6 @@ impl ModuleDisplay for Projection {
 mod tests {
     use super::*;
     use burn::nn::LinearConfig;
-    use burn::tensor::Device;
 
     #[test]
     fn a_dense_projection_is_its_linear_layer() {

@@ -20,9 +20,11 @@ use std::sync::Arc;
 
 /// A weight `[d_output, d_input]` as codes, scales and a dictionary.
 ///
-/// Codes are constant; scales and dictionary are float parameters: optimizers see them, records hold them, and
-/// [`Module::num_params`] counts them. In a record the path of the codes ends with shape, codec and rotation: a record
-/// can be loaded into a weight made with the same ones alone, and Burn refuses any other by the path that is missing.
+/// Codes are constant; scales and dictionary are float parameters: records hold them, and [`Module::num_params`] counts
+/// them. Scales are trained; the dictionary is not, since archives do not hold it, unless
+/// [`with_trained_dictionary`](Self::with_trained_dictionary) asks for it. In a record the path of the codes ends with
+/// shape, codec and rotation: a record can be loaded into a weight made with the same ones alone, and Burn refuses any
+/// other by the path that is missing.
 #[derive(Module, Debug)]
 pub struct PatternWeight {
     codes: Codes,
@@ -90,7 +92,7 @@ impl PatternWeight {
         Ok(Self {
             codes: Codes::new(tensors.codes, packed.header())?,
             scales: Param::from_tensor(tensors.scales),
-            dictionary: Param::from_tensor(tensors.dictionary),
+            dictionary: Param::from_tensor(tensors.dictionary).set_require_grad(false),
             rotation: tensors.rotation,
             protected: tensors.protected.map(|ProtectedTensors { columns, values }| ProtectedParams {
                 columns: Param::initialized(ParamId::new(), columns),
@@ -133,8 +135,8 @@ impl PatternWeight {
     /// low-rank factors as they were stored, or to F16 where they came with [`with_low_rank`](Self::with_low_rank).
     ///
     /// # Errors
-    /// [`LayerError::Backend`] if training changed a part of the dictionary that archives do not hold, or a scale does
-    /// not fit F16.
+    /// [`LayerError::Backend`] if the dictionary was [trained](Self::with_trained_dictionary) and archives do not hold
+    /// what changed, or a scale does not fit F16.
     pub fn to_packed(&self) -> Result<PackedWeight, LayerError> {
         Ok(self.tensors().to_packed(&self.form.header)?)
     }
@@ -205,7 +207,17 @@ impl PatternWeight {
         let stored_bytes = self.form.stored_bytes - bytes(self.form.header.low_rank) + bytes(low_rank);
         let header = PackedHeader { low_rank, ..self.form.header.clone() };
         let (layout, tables) = (self.form.layout, self.form.tables.clone());
+        self.codes = self.codes.with_header(&header);
         self.form = Arc::new(Form { header, layout, tables, stored_bytes });
+        self.slot = Slot::default();
+        self
+    }
+
+    /// Chooses whether training changes the dictionary. Records hold what comes of it;
+    /// [`to_packed`](Self::to_packed), and with it an archive, the learned patterns of `matching` alone and the one
+    /// value of `trellis`, which goes into the scales.
+    pub fn with_trained_dictionary(mut self, trained: bool) -> Self {
+        self.dictionary = self.dictionary.set_require_grad(trained);
         self.slot = Slot::default();
         self
     }
@@ -265,19 +277,22 @@ impl PatternWeight {
         self.tensors().num_bytes()
     }
 
-    /// The tensors of the parameters, as the operations take them.
+    /// The tensors of the parameters, as the operations take them: in F32, also where the whole model was cast.
     pub fn tensors(&self) -> PatternTensors {
         PatternTensors {
             layout: self.form.layout,
             codes: self.codes.words().val(),
-            scales: self.scales.val(),
-            dictionary: self.dictionary.val(),
+            scales: as_f32(self.scales.val()),
+            dictionary: as_f32(self.dictionary.val()),
             rotation: self.rotation.clone(),
             protected: self
                 .protected
                 .as_ref()
-                .map(|protected| ProtectedTensors { columns: protected.columns.val(), values: protected.values.val() }),
-            low_rank: self.low_rank.as_ref().map(|part| LowRankTensors { down: part.down.val(), up: part.up.val() }),
+                .map(|it| ProtectedTensors { columns: it.columns.val(), values: as_f32(it.values.val()) }),
+            low_rank: self
+                .low_rank
+                .as_ref()
+                .map(|part| LowRankTensors { down: as_f32(part.down.val()), up: as_f32(part.up.val()) }),
             arithmetic: Arithmetic::default(),
             tables: self.form.tables.clone(),
         }
@@ -355,6 +370,10 @@ impl PatternWeight {
         }
         Some(cache.weight(&self.slot, 4 * self.shape().num_weights(), || self.synthesize()))
     }
+}
+
+fn as_f32<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.dtype() == DType::F32 { tensor } else { tensor.cast(DType::F32) }
 }
 
 /// The power of two nearest to `deviation` from below, so that F16 scales are precise.

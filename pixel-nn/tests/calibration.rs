@@ -9,11 +9,14 @@ use burn::nn::Linear;
 use burn::tensor::activation::tanh;
 use burn::tensor::{Device, Distribution, Tensor};
 use draws::dense;
-use pixel_core::Moments;
 use pixel_core::archive::ArchiveError;
-use pixel_core::archive::calibration::{Calibration, Description, Source};
-use pixel_nn::calibration::{CalibrationError, CalibrationOptions, CalibrationProgress, calibrate, weight_paths};
-use pixel_nn::{PIXELLinear, Projection};
+use pixel_core::archive::calibration::{Calibration, Description, Source, Weighting};
+use pixel_core::{CodingSpec, Encoder, Moments};
+use pixel_nn::calibration::{
+    CalibrationError, CalibrationOptions, CalibrationProgress, InputMoments, InputSums, calibrate, calibrate_in_memory,
+    weight_paths,
+};
+use pixel_nn::{PIXELLinear, Projection, ReplaceConfig, compress_model, replace_linear_layers};
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -459,4 +462,81 @@ mod gradients {
         let error = refuse(&|batch| Some(model.loss(batch)?.without_autodiff()));
         assert!(matches!(&error, CalibrationError::NoGradient { weight } if weight == "first.weight"), "{error}");
     }
+}
+
+#[test]
+fn sums_in_memory_are_those_of_the_file() {
+    let (block, batches, place) = (Block::new(), batches(), Place::new());
+    let forward = || plain(|batch: &Tensor<3>| drop(block.forward(batch.clone())));
+    quietly(&weight_paths(&block), &batches, forward(), &CalibrationOptions::new(), &place.file()).unwrap();
+    let paths = weight_paths(&block);
+    let sums = calibrate_in_memory(&paths, &batches, forward(), Weighting::Uniform, &mut |_| {}).unwrap();
+    let file = place.open();
+    assert_eq!(sums.tokens(), ["key.weight", "output.weight", "query.weight"].map(|weight| (weight, 30)).into());
+    for weight in paths.values() {
+        assert_moments(&file, weight, &sums.moments(weight).unwrap().unwrap());
+    }
+    assert!(sums.moments("other.weight").unwrap().is_none());
+}
+
+#[test]
+fn a_layer_that_reads_two_widths_is_refused() {
+    let mut sums = InputSums::default();
+    sums.observe("fc.weight", &draws::normal([3, 8])).unwrap();
+    let error = sums.observe("fc.weight", &draws::normal([2, 3, 6])).unwrap_err();
+    assert_eq!(error.to_string(), "the layer of \"fc.weight\" reads inputs of width 6, and read some of width 8");
+    sums.observe("fc.weight", &draws::normal([2, 3, 8])).unwrap();
+    assert_eq!(sums.tokens()["fc.weight"], 9);
+}
+
+/// A model whose inputs follow one another closely loses far less where they are known.
+#[test]
+fn a_calibrated_model_keeps_its_outputs() {
+    #[derive(Module, Debug)]
+    struct Wide {
+        first: Projection,
+        second: Projection,
+    }
+    impl Wide {
+        fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+            self.second.forward(tanh(self.first.forward(x)))
+        }
+    }
+    let mix = draws::normal([8, 64]);
+    let batch = || draws::normal([256, 8]).matmul(mix.clone()) + draws::normal([256, 64]) * 0.2;
+    let batches: Vec<_> = (0..3).map(|_| batch()).collect();
+    let model = Wide { first: dense(64, 96).into(), second: dense(96, 64).into() };
+    let config = ReplaceConfig::new("lapped:2:beam=16".parse().unwrap());
+    let (plain, without) = replace_linear_layers(model.clone(), &config).unwrap();
+    let run = |model: &Wide, batch: &Tensor<2>| drop(model.forward(batch.clone()));
+    let (calibrated, report) = compress_model(model.clone(), &batches, run, &config).unwrap();
+    assert_eq!(without.layers[0].output_error, None);
+    for layer in &report.layers {
+        assert!(layer.output_error.unwrap() < 0.7 * layer.relative_error, "{report}");
+    }
+    let x = batch();
+    let error = |other: &Wide| {
+        let (found, expected) = (host(other.forward(x.clone())), host(model.forward(x.clone())));
+        pixel_core::math::metrics::ErrorSums::between(&expected, &found).relative_mse()
+    };
+    let (before, after) = (error(&plain), error(&calibrated));
+    println!("relative squared error of the outputs: {before:.4} without calibration, {after:.4} with");
+    assert!(after < 0.5 * before, "{before} {after}");
+
+    // The same by a file, and layer by layer.
+    let place = Place::new();
+    let forward = |batch: &Tensor<2>| {
+        run(&model, batch);
+        None
+    };
+    quietly(&weight_paths(&model), &batches, forward, &CalibrationOptions::new(), &place.file()).unwrap();
+    let filed = config.with_calibration(place.open());
+    let (filed, _) = replace_linear_layers(model.clone(), &filed).unwrap();
+    assert!(error(&filed) < 1.05 * after);
+    let spec = CodingSpec::new("lapped:2:beam=16".parse().unwrap()).with_rotation(Some(0));
+    let encoder = |weight| Encoder::new(&spec).with_moments(place.open().moments(weight).unwrap());
+    let (first, outcome) = model.first.compress_with(encoder("first.weight")).unwrap();
+    let output = outcome.unwrap().output.unwrap().sums.relative_mse().sqrt();
+    assert!(abs_diff_eq!(output, report.layers[0].output_error.unwrap(), epsilon = 1e-3), "{output} {report}");
+    assert!(first.compress_with(encoder("first.weight")).unwrap().1.is_none());
 }

@@ -144,6 +144,11 @@ impl PIXELAttentionConfig {
         self.d_head.unwrap_or_else(|| self.d_model / self.n_heads)
     }
 
+    /// Sets whether all four projections have a bias.
+    pub fn with_bias(self, bias: bool) -> Self {
+        self.with_query_bias(bias).with_key_bias(bias).with_value_bias(bias).with_output_bias(bias)
+    }
+
     /// Checks that [`init`](Self::init) can build the attention.
     ///
     /// # Errors
@@ -227,6 +232,7 @@ pub(super) fn in_range(
 mod tests {
     use super::super::rotary::RotaryScaling;
     use super::*;
+    use burn::module::Module;
 
     #[test]
     fn each_rule_has_its_error() {
@@ -263,6 +269,12 @@ mod tests {
         }
         assert_eq!(base.validate(), Ok(()));
         assert_eq!(PIXELAttentionConfig::new(12, 5).with_d_head(Some(4)).validate(), Ok(()));
+    }
+
+    #[test]
+    fn biases_go_together() {
+        let params = |bias| PIXELAttentionConfig::new(8, 2).with_bias(bias).init(&Device::flex()).num_params();
+        assert_eq!((params(true), params(false)), (4 * (64 + 8), 4 * 64));
     }
 
     #[test]

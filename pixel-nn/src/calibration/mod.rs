@@ -54,8 +54,10 @@
 //! ```
 
 mod recorder;
+mod sums;
 
 pub(crate) use recorder::{is_listening, observe, tap};
+pub use sums::{InputMoments, InputSums};
 
 use crate::codes::CODES;
 use crate::error::LayerError;
@@ -237,15 +239,13 @@ pub fn calibrate<B>(
     let groups = survey(weights, batches, &mut forward, options.weighting)?;
     let mut description = Description::new(options.weighting, options.sources.clone());
     for group in &groups {
-        let members = group.members.iter().map(|id| weights[id].clone()).collect::<BTreeSet<String>>();
-        let weights: Vec<String> = members.into_iter().collect();
+        let weights: Vec<String> = group.names(weights).into_iter().collect();
         description.groups.insert(weights[0].clone(), Group { d_input: group.d_input, tokens: 0, weights });
     }
     let mut writer = CalibrationWriter::create(output, description, options.overwrite)?;
     let passes = passes(&groups, options.memory_bytes);
     for (pass, groups) in passes.iter().enumerate() {
-        let leaders = groups.iter().map(|group| (group.members[0], group.d_input)).collect();
-        let sums = collect(weights, leaders, batches, &mut forward, options.weighting, &mut |batch| {
+        let sums = collect(weights, groups, batches, &mut forward, options.weighting, &mut |batch| {
             progress(CalibrationProgress { pass: pass + 1, passes: passes.len(), batch, batches: batches.len() });
         })?;
         for group in groups.iter() {
@@ -256,10 +256,43 @@ pub fn calibrate<B>(
     Ok(writer.finish()?)
 }
 
+/// [`calibrate`] without a file: all sums are held at once, `4·d_input²` bytes for each input that layers share (under
+/// [`Weighting::Gradient`], for each layer). They go to
+/// [`ReplaceConfig::with_calibration`](crate::ReplaceConfig::with_calibration).
+///
+/// # Errors
+/// As [`calibrate`].
+pub fn calibrate_in_memory<B>(
+    weights: &BTreeMap<ParamId, String>,
+    batches: &[B],
+    mut forward: impl FnMut(&B) -> Option<Tensor<1>>,
+    weighting: Weighting,
+    progress: &mut dyn FnMut(CalibrationProgress),
+) -> Result<InputSums, CalibrationError> {
+    if batches.is_empty() {
+        return Err(CalibrationError::NoBatch);
+    }
+    let groups = survey(weights, batches, &mut forward, weighting)?;
+    let mut sums = collect(weights, &groups, batches, &mut forward, weighting, &mut |batch| {
+        progress(CalibrationProgress { pass: 1, passes: 1, batch, batches: batches.len() });
+    })?;
+    let mut found = InputSums::default();
+    for group in &groups {
+        found.add(group.names(weights), sums.remove(&group.members[0]).expect("sums of every group"));
+    }
+    Ok(found)
+}
+
 /// Weights that read the same inputs.
 struct InputGroup {
     members: Vec<ParamId>,
     d_input: usize,
+}
+
+impl InputGroup {
+    fn names(&self, weights: &BTreeMap<ParamId, String>) -> BTreeSet<String> {
+        self.members.iter().map(|id| weights[id].clone()).collect()
+    }
 }
 
 /// Finds out which weights read, how wide, and which of them the same: runs batches until all have been seen.
@@ -318,19 +351,19 @@ fn passes(groups: &[InputGroup], budget: u64) -> Vec<&[InputGroup]> {
     passes
 }
 
-/// The sums over all batches of what the weights `leaders` read.
+/// The sums over all batches of what the first weight of each group reads.
 fn collect<B>(
     weights: &BTreeMap<ParamId, String>,
-    leaders: BTreeMap<ParamId, usize>,
+    groups: &[InputGroup],
     batches: &[B],
     forward: &mut impl FnMut(&B) -> Option<Tensor<1>>,
     weighting: Weighting,
     progress: &mut dyn FnMut(usize),
 ) -> Result<BTreeMap<ParamId, Accumulator>, CalibrationError> {
     let mut sums: BTreeMap<ParamId, Accumulator> =
-        leaders.iter().map(|(&id, &d_input)| (id, Accumulator::new(d_input))).collect();
+        groups.iter().map(|group| (group.members[0], Accumulator::new(group.d_input))).collect();
     for (index, batch) in batches.iter().enumerate() {
-        let wanted = || leaders.keys().copied();
+        let wanted = || groups.iter().map(|group| group.members[0]);
         sums = match weighting {
             Weighting::Uniform => {
                 Recorder::run(Task::Moments(sums), wanted(), || drop(forward(batch))).finish_moments()?

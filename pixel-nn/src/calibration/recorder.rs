@@ -168,7 +168,7 @@ pub(crate) fn tap<const D: usize>(weight: ParamId, output: Tensor<D>) -> Tensor<
     }
 }
 
-fn without_graph<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+pub(super) fn without_graph<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "autodiff")]
     let tensor = tensor.without_autodiff();
     tensor

@@ -2,13 +2,15 @@
 
 use super::report::SkipReason;
 use super::survey::{Found, LayerKind};
+use crate::calibration::InputMoments;
 use crate::error::LayerError;
 use crate::synthesis::SynthesisMode;
 use burn::config::Config;
-use pixel_core::CodecSpec;
 use pixel_core::plan::MIN_WEIGHTS;
+use pixel_core::{CodecSpec, PatternDictionary};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// How [`replace_linear_layers`](super::replace_linear_layers) treats a model.
 ///
@@ -51,6 +53,20 @@ pub struct ReplaceConfig {
     /// Weights of fewer values stay dense, named or not. Default: 1024, as in a recipe.
     #[serde(default = "min_weights")]
     pub min_weights: usize,
+    /// Whether a model of which no weight is replaced is returned as it is. Default: no, it is an error.
+    #[serde(default)]
+    pub allow_nothing: bool,
+    /// Whether training changes dictionaries, as
+    /// [`PatternWeight::with_trained_dictionary`](crate::PatternWeight::with_trained_dictionary) says. Default: no.
+    #[serde(default)]
+    pub train_dictionaries: bool,
+    /// A dictionary of the caller's, whose patterns the codec `matching` stores with each weight in place of learned
+    /// ones. Default: none. Not part of a file.
+    #[serde(skip)]
+    pub dictionary: Option<Arc<PatternDictionary>>,
+    /// What is known about the inputs of the layers. Default: nothing. Not part of a file.
+    #[serde(skip)]
+    pub calibration: Option<Arc<dyn InputMoments>>,
     /// When dense weights exist. Default: on demand. Not part of a file.
     #[serde(skip)]
     pub synthesis: SynthesisMode,
@@ -86,6 +102,10 @@ impl ReplaceConfig {
             rules: Vec::new(),
             seed: 0,
             min_weights: min_weights(),
+            allow_nothing: false,
+            train_dictionaries: false,
+            dictionary: None,
+            calibration: None,
             synthesis: SynthesisMode::default(),
         }
     }
@@ -132,6 +152,53 @@ impl ReplaceConfig {
         self
     }
 
+    /// Sets [`allow_nothing`](Self::allow_nothing).
+    pub fn with_allow_nothing(mut self, allow_nothing: bool) -> Self {
+        self.allow_nothing = allow_nothing;
+        self
+    }
+
+    /// Sets [`train_dictionaries`](Self::train_dictionaries).
+    pub fn with_train_dictionaries(mut self, train_dictionaries: bool) -> Self {
+        self.train_dictionaries = train_dictionaries;
+        self
+    }
+
+    /// Sets [`dictionary`](Self::dictionary); the codec, which must be `matching`, is then
+    /// [that of the dictionary](PatternDictionary::codec).
+    ///
+    /// # Example
+    /// ```
+    /// # #[cfg(feature = "flex")] {
+    /// use burn::{nn::LinearConfig, tensor::Device};
+    /// use pixel_core::{Matrix, PatternDictionary, Shape};
+    /// use pixel_nn::{ReplaceConfig, replace_linear_layers};
+    /// let model = LinearConfig::new(64, 64).init(&Device::flex());
+    /// // Patterns that are learned from the weights, after those of the original.
+    /// let (mut dictionary, tile) = (PatternDictionary::default(), Shape::new(8, 8)?);
+    /// dictionary.generate_base_patterns(tile)?;
+    /// let weight = Matrix::try_from(model.weight.val().transpose())?;
+    /// dictionary.learn(tile, &weight.as_ref().tiles(tile), 16, 0)?;
+    /// let config = ReplaceConfig::new("matching:2".parse()?).with_dictionary(dictionary);
+    /// let (_, report) = replace_linear_layers(model, &config)?;
+    /// println!("{}: {:.3}", report.layers[0].name, report.layers[0].relative_error);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn with_dictionary(mut self, dictionary: impl Into<Arc<PatternDictionary>>) -> Self {
+        self.dictionary = Some(dictionary.into());
+        self
+    }
+
+    /// Sets [`calibration`](Self::calibration): errors of a weight are fed back so that the layer's outputs change
+    /// least, for the inputs seen. A file of `pixel calibrate` or of [`calibrate`](crate::calibration::calibrate), or
+    /// [`InputSums`](crate::calibration::InputSums) in memory. Weights are known by the names that
+    /// [`weight_paths`](crate::calibration::weight_paths) gives; those it does not know are coded without.
+    pub fn with_calibration(mut self, calibration: impl InputMoments + 'static) -> Self {
+        self.calibration = Some(Arc::new(calibration));
+        self
+    }
+
     /// Sets [`synthesis`](Self::synthesis).
     pub fn with_synthesis(mut self, synthesis: SynthesisMode) -> Self {
         self.synthesis = synthesis;
@@ -147,6 +214,9 @@ impl ReplaceConfig {
         let codecs = [&self.codec].into_iter().chain(&self.embeddings).chain(&self.convolutions).chain(rules);
         for codec in codecs {
             codec.build()?;
+        }
+        if let Some(dictionary) = &self.dictionary {
+            dictionary.codec(&self.codec)?;
         }
         Ok(Selection {
             config: self,
@@ -201,7 +271,10 @@ impl Selection<'_> {
             return Err(SkipReason::Small);
         }
         let rule = self.rules.iter().position(|expression| expression.is_match(&weight.path));
-        Ok(rule.map_or(class, |rule| &self.config.rules[rule].codec).clone())
+        let codec = rule.map_or(class, |rule| &self.config.rules[rule].codec);
+        // Another codec of an embedding or a rule knows nothing of the dictionary.
+        let over = self.config.dictionary.as_ref().and_then(|dictionary| dictionary.codec(codec).ok());
+        Ok(over.unwrap_or_else(|| codec.clone()))
     }
 
     /// The codec of the weight's kind, or why that kind is kept.

@@ -1,5 +1,6 @@
 //! A parameter whose value is synthesised.
 
+use super::report::ReplacedParameter;
 use crate::error::LayerError;
 use crate::synthesis::SynthesisMode;
 use crate::weight::PatternWeight;
@@ -7,7 +8,7 @@ use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Reparameterization,
 };
 use burn::tensor::{Device, Tensor};
-use pixel_core::{CodecSpec, Shape};
+use pixel_core::Shape;
 use std::sync::Arc;
 
 /// What [`ParamForm`] gives a visitor in place of a container type.
@@ -29,17 +30,14 @@ pub struct PatternParam {
 impl PatternParam {
     pub(super) fn new(weight: PatternWeight, axes: Axes, synthesis: SynthesisMode) -> Self {
         let (shape, codec) = (weight.shape(), weight.codec());
-        let mark = format!("{}:{}:{}:{codec}", shape.d_output(), shape.d_input(), weight.stored_bytes());
+        let dims = axes.dims.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+        let mark = format!("{dims}:{}:{}:{}:{codec}", shape.d_output(), shape.d_input(), weight.stored_bytes());
         Self { form: ParamForm { axes, mark: mark.into() }, weight, synthesis }
     }
 
     /// The shape of the parameter that it stands for.
     pub fn dims(&self) -> &[usize] {
         &self.form.axes.dims
-    }
-
-    pub(super) fn axes(&self) -> &Axes {
-        &self.form.axes
     }
 }
 
@@ -82,7 +80,8 @@ impl Axes {
 }
 
 /// The axes of a parameter, and a mark by which a visitor, who never sees what is attached to a parameter, knows it:
-/// the walk enters a module whose container type is [`MARK`] and whose name is `d_output:d_input:stored_bytes:codec`.
+/// the walk enters a module whose container type is [`MARK`] and whose name is
+/// `dims:d_output:d_input:stored_bytes:codec`.
 #[derive(Debug, Clone)]
 pub(super) struct ParamForm {
     axes: Axes,
@@ -90,12 +89,14 @@ pub(super) struct ParamForm {
 }
 
 impl ParamForm {
-    /// Shape, codec and stored bytes of a mark.
-    pub(super) fn read_mark(mark: &str) -> Option<(Shape, CodecSpec, usize)> {
-        let mut parts = mark.splitn(4, ':');
+    /// What the mark of the parameter `name` says.
+    pub(super) fn read_mark(name: String, mark: &str) -> Option<ReplacedParameter> {
+        let mut parts = mark.splitn(5, ':');
+        let dims = parts.next()?.split('x').map(|axis| axis.parse().ok()).collect::<Option<Vec<usize>>>()?;
         let mut number = || parts.next()?.parse::<usize>().ok();
         let (d_output, d_input, stored_bytes) = (number()?, number()?, number()?);
-        Some((Shape::new(d_output, d_input).ok()?, parts.next()?.parse().ok()?, stored_bytes))
+        let shape = Shape::new(d_output, d_input).ok()?;
+        Some(ReplacedParameter { name, dims, shape, codec: parts.next()?.parse().ok()?, stored_bytes })
     }
 }
 

@@ -18,6 +18,8 @@ pub struct LayerReport {
     pub bits_per_weight: f64,
     /// `‖W − Ŵ‖ / ‖W‖`.
     pub relative_error: f64,
+    /// `‖x·(W − Ŵ)‖ / ‖x·W‖` over the inputs of the calibration, where they are known.
+    pub output_error: Option<f64>,
     /// Bytes of the dense weight, in the type that it had.
     pub original_bytes: usize,
     /// Bytes that an archive takes for it.
@@ -203,6 +205,8 @@ impl LayerReport {
 pub struct ReplacedParameter {
     /// The path of the parameter.
     pub name: String,
+    /// The shape of the parameter, as its layer has it.
+    pub dims: Vec<usize>,
     /// The shape as a matrix, `[d_output, d_input]`.
     pub shape: Shape,
     /// The codec.

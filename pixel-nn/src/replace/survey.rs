@@ -2,11 +2,13 @@
 
 use super::param::{MARK, ParamForm};
 use super::report::ReplacedParameter;
+use crate::codes::{CODES, shape_of};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor};
+use pixel_core::Shape;
 
 /// The container type that Burn reports for what is attached to a parameter.
-const ATTACHED: &str = "Reparameterization";
+pub(crate) const ATTACHED: &str = "Reparameterization";
 
 /// Containers whose matrices are parts of a compressed weight.
 const COMPRESSED: [&str; 2] = ["Struct:PatternWeight", "Struct:LowRankParams"];
@@ -56,6 +58,13 @@ pub(super) fn survey<M: Module>(model: &M) -> Vec<Found> {
     survey.found
 }
 
+/// The number of floats that a model computes with.
+pub(super) fn num_dense_params<M: Module>(model: &M) -> usize {
+    let mut survey = Survey::default();
+    model.visit(&mut survey);
+    survey.others + survey.found.iter().map(|weight| weight.dims.iter().product::<usize>()).sum::<usize>()
+}
+
 /// The replaced parameters of a model in the order of its fields.
 pub(super) fn replaced<M: Module>(model: &M) -> Vec<ReplacedParameter> {
     let mut survey = Survey::default();
@@ -69,6 +78,8 @@ struct Survey {
     containers: Vec<String>,
     found: Vec<Found>,
     replaced: Vec<ReplacedParameter>,
+    /// The number of values in parameters of one axis, and of weights that are compressed layers.
+    others: usize,
 }
 
 impl Survey {
@@ -87,10 +98,17 @@ impl ModuleVisitor for Survey {
             }
         }
         if container == MARK
-            && let (Some(end), Some((shape, codec, stored_bytes))) = (self.attached(), ParamForm::read_mark(name))
+            && let Some(end) = self.attached()
+            && let Some(replaced) = ParamForm::read_mark(self.path[..end].join("."), name)
         {
-            let name = self.path[..end].join(".");
-            self.replaced.push(ReplacedParameter { name, shape, codec, stored_bytes });
+            if let Some(last) = self.found.last_mut().filter(|last| last.path == replaced.name) {
+                // The parameter itself has the shape of its placeholder.
+                last.dims.clone_from(&replaced.dims);
+            }
+            self.replaced.push(replaced);
+        }
+        if container == CODES && self.attached().is_none() {
+            self.others += shape_of(name).map_or(0, Shape::num_weights);
         }
         self.path.push(name.into());
         self.containers.push(container.into());
@@ -106,7 +124,11 @@ impl ModuleVisitor for Survey {
             (Some(container), Some(name)) => (container.as_str(), name.as_str()),
             _ => ("", ""),
         };
-        if D < 2 || self.attached().is_some() || COMPRESSED.contains(&container) {
+        if self.attached().is_some() || COMPRESSED.contains(&container) {
+            return;
+        }
+        if D < 2 {
+            self.others += param.lazy_shape().num_elements();
             return;
         }
         self.found.push(Found {

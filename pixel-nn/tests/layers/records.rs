@@ -94,6 +94,14 @@ fn a_trained_dictionary_does_not_go_into_an_archive_in_silence() {
     layer.weight = layer.weight.map_dictionary(|values| values * 1.0005);
     let error = layer.weight.to_packed().unwrap_err().to_string();
     assert!(error.contains("dictionary value 0 of codec matching"), "{error}");
+    // The one value of the trellis goes into the scales.
+    let (mut layer, _) = PIXELLinear::from_linear(&dense(32, 16), &codec("trellis:2:window=8"), 0).unwrap();
+    let before = host(layer.weight.synthesize());
+    layer.weight = layer.weight.map_dictionary(|values| values * 1.25);
+    let packed = layer.weight.to_packed().unwrap();
+    let expected: Vec<f32> = before.iter().map(|weight| 1.25 * weight).collect();
+    let error = pixel_core::math::metrics::relative_error(&expected, packed.synthesize().as_slice());
+    assert!(error < 1e-3, "{error}");
     // Scales may.
     let (mut layer, _) = PIXELLinear::from_linear(&dense(32, 16), &codec("uniform:4"), 0).unwrap();
     layer.weight = layer.weight.map_scales(|values| values * 1.5);

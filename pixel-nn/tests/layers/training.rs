@@ -27,6 +27,7 @@ fn a_layer_trains_scales_dictionary_low_rank_and_bias() {
     for text in CODECS {
         let config = PIXELLinearConfig::new(24, 16).with_codec(codec(text)).with_rank(Some(2));
         let mut layer = config.init(&device);
+        layer.weight = layer.weight.with_trained_dictionary(true);
         let codes = layer.weight.codes().val().into_data();
         let x = Tensor::from_inner(normal([32, 24]));
         let target = Tensor::from_inner(normal([32, 16]) * 0.5);
@@ -52,5 +53,28 @@ fn a_layer_trains_scales_dictionary_low_rank_and_bias() {
         assert!(
             distance(valid.forward(x.clone().without_autodiff()), layer.forward(x.clone()).without_autodiff()) < 1e-5
         );
+    }
+}
+
+/// What training changes by default, an archive holds.
+#[cfg(feature = "autodiff")]
+#[test]
+fn a_trained_layer_goes_into_an_archive() {
+    use burn::optim::{AdamConfig, GradientsParams};
+    for text in CODECS {
+        let (layer, _) = PIXELLinear::from_linear(&dense(32, 24), &codec(text), 1).unwrap();
+        let mut layer = layer.train();
+        let x = Tensor::from_inner(normal([16, 32]));
+        let mut optimizer = AdamConfig::new().init();
+        for _ in 0..3 {
+            let gradients = layer.forward(x.clone()).powf_scalar(2.0).mean().backward();
+            assert!(layer.weight.dictionary().val().grad(&gradients).is_none(), "{text}");
+            let gradients = GradientsParams::from_grads(gradients, &layer);
+            layer = optimizer.step(0.01, layer, gradients);
+        }
+        let layer = layer.valid();
+        let packed = layer.weight.to_packed().unwrap_or_else(|error| panic!("{text}: {error}"));
+        let again = PIXELLinear::from_packed(&packed, None, &Device::flex()).unwrap();
+        assert!(distance(again.weight.synthesize(), layer.weight.synthesize()) < 1e-3, "{text}");
     }
 }

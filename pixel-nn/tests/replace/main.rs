@@ -1,5 +1,6 @@
 //! Models of ordinary Burn layers before and after their weights give way to patterns.
 
+mod burn_modules;
 #[path = "../draws/mod.rs"]
 mod draws;
 mod records;
@@ -20,11 +21,14 @@ use burn::store::ModuleRecord;
 use burn::tensor::quantization::{Calibration, QuantScheme};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use pixel_core::CodecSpec;
+use pixel_core::compressor::Progress;
 use pixel_nn::replace::{ReplacementReport, SkipReason};
 use pixel_nn::{
     LayerError, PIXELLinear, PIXELLinearConfig, PatternParam, ReplaceConfig, SynthesisMode, WeightCache,
-    replace_linear_layers, replace_skeleton, replaced_parameters, restore_dense,
+    num_dense_params, replace_linear_layers, replace_linear_layers_with, replace_skeleton, replaced_parameters,
+    restore_dense,
 };
+use std::sync::Mutex;
 
 /// Channels of an image, and the length of a text.
 const LENGTH: usize = 16;

@@ -14,7 +14,8 @@ fn reports_name_every_weight_by_its_path_and_others_stay_as_they_are() {
             self.0.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if param.dims() != [1; D] && !self.0.contains(&"pixel".into()) {
+            let is_placeholder = D > 1 && param.dims()[1..].iter().all(|&axis| axis == 1);
+            if !is_placeholder && !self.0.contains(&"pixel".into()) {
                 self.1.push((self.0.join("."), floats(param.base())));
             }
         }
@@ -97,14 +98,22 @@ fn expressions_that_do_not_parse_or_match_are_refused() {
 fn what_carries_something_already_is_kept() {
     let device = Device::flex();
     let adapted = linear(64, 64, &device).apply_lora(Lora::new(2, 4.0));
-    let (adapted, report) = replace_linear_layers(adapted, &config("uniform:4")).unwrap();
+    let (adapted, report) = replace_linear_layers(adapted, &config("uniform:4").with_allow_nothing(true)).unwrap();
     assert_eq!(reason(&report, "weight"), &SkipReason::Reparameterized { by: "lora".into() });
     assert!(report.layers.is_empty() && adapted.weight.adapter().is_some());
     assert_eq!(adapted.weight.dims(), [64, 64]);
 
     let (once, first) = replace_linear_layers(linear(64, 64, &device), &config("uniform:4")).unwrap();
     let values = floats(once.weight.val());
-    let (twice, second) = replace_linear_layers(once, &config("uniform:2")).unwrap();
+    let again = config("uniform:2");
+    let error = replace_linear_layers(once.clone(), &again).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "no weight is to be replaced: weight (\"pixel\" is attached to it); `allow_nothing` makes that no error"
+    );
+    assert!(matches!(replace_skeleton(once.clone(), &again), Err(LayerError::NothingToReplace { .. })));
+    let (twice, second) = replace_linear_layers(once, &again.with_allow_nothing(true)).unwrap();
+    assert_eq!(second.kept[0].shape, [64, 64]);
     assert_eq!(reason(&second, "weight"), &SkipReason::Reparameterized { by: "pixel".into() });
     assert_eq!((first.layers.len(), second.layers.len(), second.kept.len()), (1, 0, 1));
     assert_eq!(floats(twice.weight.val()), values);
@@ -185,11 +194,69 @@ fn a_weight_that_is_not_finite_is_refused_by_its_path() {
     assert_eq!(error.to_string(), "parameter \"pair.1.weight\": the weight at row 0, column 0 is NaN");
 }
 
+/// What was done, and the weight after which it asks to stop.
+#[derive(Default)]
+struct Listener {
+    done: Mutex<Vec<(String, u64)>>,
+    last: Option<usize>,
+}
+
+impl Progress for Listener {
+    fn tensor_done(&self, name: &str, weights: u64) {
+        self.done.lock().unwrap().push((name.into(), weights));
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.last.is_some_and(|last| self.done.lock().unwrap().len() >= last)
+    }
+}
+
+#[test]
+fn progress_tells_each_weight_and_can_stop() {
+    let listener = Listener::default();
+    let device = Device::flex();
+    let (_, report) = replace_linear_layers_with(Net::new(&device), &config("uniform:4"), &listener).unwrap();
+    let mut done = listener.done.into_inner().unwrap();
+    let mut expected: Vec<_> =
+        report.layers.iter().map(|layer| (layer.name.clone(), layer.shape.num_weights() as u64)).collect();
+    done.sort();
+    expected.sort();
+    assert_eq!(done, expected);
+
+    let stopped = Listener { last: Some(2), ..Listener::default() };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let run = || replace_linear_layers_with(Net::new(&device), &config("uniform:4"), &stopped).unwrap_err();
+    assert_eq!(pool.install(run).to_string(), "cancelled after 2 of 7 weights");
+}
+
+#[test]
+fn every_number_of_threads_gives_the_same() {
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        // The pools may send work to a thread of theirs that waits in another walk.
+        let models = || {
+            rayon::join(
+                || replace_linear_layers(Net::new(&Device::flex()), &config("lapped:2:beam=1")).unwrap(),
+                || replace_linear_layers(Net::new(&Device::flex()), &config("lapped:2:beam=1")).unwrap(),
+            )
+        };
+        let ((first, report), (second, _)) = pool.install(models);
+        let values =
+            |net: &Net| net.blocks.iter().flat_map(|block| floats(block.inner.weight.val())).collect::<Vec<_>>();
+        assert_eq!(values(&first), values(&second));
+        (values(&first), report)
+    };
+    let one = run(1);
+    assert_eq!(run(2), one);
+    assert_eq!(run(5), one);
+}
+
 #[test]
 fn an_empty_weight_is_small_or_refused() {
     let empty = |device: &Device| Linear { weight: Param::from_tensor(Tensor::zeros([0, 4], device)), bias: None };
     let device = Device::flex();
-    let (_, report) = replace_linear_layers(empty(&device), &config("uniform:4")).unwrap();
+    let asked = config("uniform:4").with_allow_nothing(true);
+    let (_, report) = replace_linear_layers(empty(&device), &asked).unwrap();
     assert_eq!(reason(&report, "weight"), &SkipReason::Small);
     let error = replace_linear_layers(empty(&device), &config("uniform:4").with_min_weights(0)).unwrap_err();
     assert!(matches!(error, LayerError::Parameter { name, .. } if name == "weight"));
