@@ -1,5 +1,5 @@
-//! Fine-tunes a compressed model: what is stored in few bits stays as it is, scales, dictionaries, biases and norms
-//! learn.
+//! Fine-tunes a compressed model: what is stored in few bits stays as it is, scales, biases and norms learn. An archive
+//! holds the result.
 //!
 //! ```sh
 //! cargo run --release --example finetune_compressed

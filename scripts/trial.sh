@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Packages the crates as for the registry, verifies each by building what was packaged, and runs `trial/`, a Burn user's
+# project, against the packages, in a debug build with the lines that the README asks for.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
+
+# Cargo keeps what it unpacks from its registry of packages not yet published by name and version, whatever they hold.
+rm -rf "${CARGO_HOME:-$HOME/.cargo}"/registry/{src,cache}/-*/pixel-*
+# As the trial compiles them, so that dependencies are built once.
+profile=(--config 'profile.dev.debug="line-tables-only"' --config 'profile.dev.package."*".opt-level=2')
+cargo package --workspace --exclude pixel-bench --exclude pixel-examples "${profile[@]}" "$@"
+
+packages="$CARGO_TARGET_DIR/trial/packages"
+rm -rf "$packages"
+mkdir -p "$packages"
+patches=()
+for crate in pixel-core pixel-nn pixel-models; do
+    archive=$(ls "$CARGO_TARGET_DIR/package/$crate"-[0-9]*.crate)
+    tar -xzf "$archive" -C "$packages"
+    folder="$packages/$(basename "$archive" .crate)"
+    for file in README.md LICENSE; do
+        [ -s "$folder/$file" ] || { echo "$archive has no $file"; exit 1; }
+    done
+    patches+=(--config "patch.crates-io.$crate.path=\"$folder\"")
+done
+# The lock is not kept: the newest patch of every dependency is what a user gets.
+rm -f trial/Cargo.lock
+cargo run --manifest-path trial/Cargo.toml "${patches[@]}"
