@@ -16,7 +16,7 @@ use pixel_nn::calibration::{
     CalibrationError, CalibrationOptions, CalibrationProgress, InputMoments, InputSums, calibrate, calibrate_in_memory,
     weight_paths,
 };
-use pixel_nn::{PIXELLinear, Projection, ReplaceConfig, compress_model, replace_linear_layers};
+use pixel_nn::{PIXELLinear, Projection, ReplaceConfig, ReplacementReport, compress_model, replace_linear_layers};
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -511,6 +511,8 @@ fn a_calibrated_model_keeps_its_outputs() {
     let run = |model: &Wide, batch: &Tensor<2>| drop(model.forward(batch.clone()));
     let (calibrated, report) = compress_model(model.clone(), &batches, run, &config).unwrap();
     assert_eq!(without.layers[0].output_error, None);
+    let head = |report: &ReplacementReport| report.to_string().lines().next().unwrap().to_owned();
+    assert!(head(&report).contains("error  outputs") && !head(&without).contains("outputs"), "{report}");
     for layer in &report.layers {
         assert!(layer.output_error.unwrap() < 0.7 * layer.relative_error, "{report}");
     }

@@ -162,14 +162,18 @@ impl ReplacementReport {
 }
 
 impl Display for ReplacementReport {
-    /// A table of the weights replaced, those kept with their reason, and the summary.
+    /// A table of the weights replaced, with the errors of their layers' outputs where they are known, those kept with
+    /// their reason, and the summary.
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        let heads = ["weight", "shape", "codec", "bits", "error", "bytes", "stored", "device"].map(String::from);
-        let rows: Vec<_> = std::iter::once(heads).chain(self.layers.iter().map(LayerReport::row)).collect();
+        let heads = ["weight", "shape", "codec", "bits", "error", "outputs", "bytes", "stored", "device"];
+        let mut rows = vec![heads.map(String::from)];
+        rows.extend(self.layers.iter().map(LayerReport::row));
+        let is_calibrated = self.layers.iter().any(|layer| layer.output_error.is_some());
+        let shown = |column: &usize| is_calibrated || heads[*column] != "outputs";
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-        let widths: [usize; 8] = std::array::from_fn(width);
+        let widths: [usize; 9] = std::array::from_fn(width);
         for row in &rows {
-            for (column, (text, width)) in row.iter().zip(widths).enumerate() {
+            for (column, (text, width)) in row.iter().zip(widths).enumerate().filter(|(column, _)| shown(column)) {
                 match column {
                     0 => write!(f, "{text:<width$}")?,
                     2 => write!(f, "  {text:<width$}")?,
@@ -186,13 +190,14 @@ impl Display for ReplacementReport {
 }
 
 impl LayerReport {
-    fn row(&self) -> [String; 8] {
+    fn row(&self) -> [String; 9] {
         [
             self.name.clone(),
             self.shape.to_string(),
             self.codec.to_string(),
             format!("{:.3}", self.bits_per_weight),
             format!("{:.4}", self.relative_error),
+            self.output_error.map_or_else(|| "-".into(), |error| format!("{error:.4}")),
             self.original_bytes.to_string(),
             self.stored_bytes.to_string(),
             self.device_bytes.to_string(),
