@@ -103,7 +103,8 @@ pub(crate) fn rotation(spec: &CodecSpec, rotate: Option<bool>, seed: u64) -> Res
 /// ([`from_packed`](Self::from_packed)) or from an archive ([`from_archive`](Self::from_archive)).
 ///
 /// # Training
-/// Scales, dictionary, low-rank part and bias have gradients; codes do not.
+/// Scales, low-rank part and bias have gradients; codes do not, and the dictionary where
+/// [`PatternWeight::with_trained_dictionary`] asks for it.
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct PIXELLinear {

@@ -71,8 +71,9 @@
 //! Parameters of one id whose values have drifted apart are replaced each by itself.
 //!
 //! # Training
-//! Scales and dictionary have gradients, if the weight had; codes have not. The placeholder has none, but remembers
-//! whether its parameter is trained, for [`restore_dense`].
+//! Scales have gradients, if the weight had; codes have not, and dictionaries where
+//! [`ReplaceConfig::train_dictionaries`] asks for it. The placeholder has none, but remembers whether its parameter is
+//! trained, for [`restore_dense`].
 //!
 //! # Memory
 //! Weights are coded on all threads of rayon's pool while the walk takes them out of the model, and each thread holds
