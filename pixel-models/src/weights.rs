@@ -7,6 +7,7 @@ use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use pixel_core::archive::{Archive, Model, ModelTensor};
 use pixel_core::backend::is_host;
+use pixel_core::math::transposed;
 use pixel_nn::attention::CacheFormat;
 use pixel_nn::{
     LayerError, PIXELAttention, PIXELEmbedding, PIXELLinear, PatternWeight, PixelModule, Projection, SynthesisMode,
@@ -352,24 +353,6 @@ fn read_packed(archive: &Archive, name: &str, device: &Device) -> Result<Pattern
     Ok(PatternWeight::from_packed(&packed, device).map_err(named(name))?)
 }
 
-/// A row-major matrix of `cols` columns, at least one, as one of `cols` rows.
-fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
-    /// Rows and columns of a block: two of them, 32 KiB, stay in the first cache.
-    const BLOCK: usize = 64;
-    let rows = values.len() / cols;
-    let mut out = vec![0.0; values.len()];
-    for first_row in (0..rows).step_by(BLOCK) {
-        for first_col in (0..cols).step_by(BLOCK) {
-            for col in first_col..cols.min(first_col + BLOCK) {
-                for row in first_row..rows.min(first_row + BLOCK) {
-                    out[col * rows + row] = values[row * cols + col];
-                }
-            }
-        }
-    }
-    out
-}
-
 /// Says which tensor a layer could not be made of.
 fn named(name: &str) -> impl FnOnce(LayerError) -> LayerError {
     let name = name.to_owned();
@@ -404,19 +387,4 @@ impl LinearSize {
 /// The projections of an attention.
 pub(crate) fn projections(attention: &PIXELAttention) -> [&Projection; 4] {
     [&attention.query, &attention.key, &attention.value, &attention.output]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blocks_of_a_transposed_matrix_have_no_seams() {
-        for (rows, cols) in [(1, 1), (2, 3), (64, 64), (65, 130), (127, 1), (1, 127)] {
-            let values: Vec<f32> = (0..rows * cols).map(|value| value as f32).collect();
-            let found = transposed(&values, cols);
-            let expected = (0..cols).flat_map(|col| (0..rows).map(move |row| (row * cols + col) as f32));
-            assert!(found.into_iter().eq(expected), "{rows}×{cols}");
-        }
-    }
 }

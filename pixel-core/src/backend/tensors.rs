@@ -4,6 +4,7 @@ use super::{BackendError, Direction, Dispatch, PixelBackend, RotationTensors, ch
 use crate::codec::{CodecLayout, LayoutTables};
 use crate::encode::LowRank;
 use crate::error::FormatError;
+use crate::math::transposed;
 use crate::matrix::{Matrix, Shape};
 use crate::packed::{PackedHeader, PackedWeight};
 use crate::synthesis::{Arithmetic, KernelForm, KernelFormError};
@@ -89,12 +90,12 @@ pub struct LowRankTensors {
 impl LowRankTensors {
     fn new(part: &LowRank, device: &Device) -> Self {
         // The host holds both factors transposed; a transposed operand would be copied in every product.
-        let transposed = |matrix: &Matrix| {
+        let turned = |matrix: &Matrix| {
             let [rows, columns] = <[usize; 2]>::from(matrix.shape());
-            let values = (0..rows * columns).map(|at| matrix.as_slice()[at % rows * columns + at / rows]).collect();
+            let values = transposed(matrix.as_slice(), columns);
             Tensor::from_data(TensorData::new(values, [columns, rows]), (device, DType::F32))
         };
-        Self { down: transposed(&part.down), up: transposed(&part.up) }
+        Self { down: turned(&part.down), up: turned(&part.up) }
     }
 
     /// Back to the host.

@@ -49,6 +49,12 @@ pub enum CompressError {
         /// Why.
         source: WeightError,
     },
+    /// Two of its weights have one name.
+    #[error("two weights are called \"{tensor}\"")]
+    SameName {
+        /// The name.
+        tensor: String,
+    },
     /// The caller asked to stop.
     #[error("cancelled after {done} of {tensors} weights")]
     Cancelled {
@@ -136,7 +142,7 @@ impl PIXELCompressor {
     /// Compresses every weight of a map, or any other pairs of a name and a weight, in parallel.
     ///
     /// # Errors
-    /// The first weight in the order of the names that cannot be compressed.
+    /// The first weight in the order of the names that cannot be compressed; [`CompressError::SameName`].
     pub fn compress<'w, N: Into<String>>(
         &self,
         tensors: impl IntoIterator<Item = (N, &'w Matrix)>,
@@ -153,8 +159,14 @@ impl PIXELCompressor {
         tensors: impl IntoIterator<Item = (N, &'w Matrix)>,
         progress: &dyn Progress,
     ) -> Result<CompressedModel, CompressError> {
-        let tensors: BTreeMap<String, &Matrix> =
-            tensors.into_iter().map(|(name, weight)| (name.into(), weight)).collect();
+        let mut by_name: BTreeMap<String, &Matrix> = BTreeMap::new();
+        for (name, weight) in tensors {
+            let name = name.into();
+            if by_name.insert(name.clone(), weight).is_some() {
+                return Err(CompressError::SameName { tensor: name });
+            }
+        }
+        let tensors = by_name;
         let compress = |(name, weight): (&String, &&Matrix)| {
             if progress.is_cancelled() {
                 return Ok(None);
@@ -370,6 +382,8 @@ mod tests {
         assert_eq!(error.to_string(), "cancelled after 1 of 3 weights");
         let mut weights = weights();
         weights.get_mut("40x40").unwrap().as_mut_slice()[41] = f32::NAN;
+        let twice = [("a", &weights["7x3"]), ("a", &weights["40x40"])];
+        assert_eq!(compressor.compress(twice).unwrap_err().to_string(), "two weights are called \"a\"");
         let error = compressor.compress(&weights).unwrap_err();
         assert_eq!(error.to_string(), "tensor \"40x40\"");
         assert!(std::error::Error::source(&error).unwrap().to_string().contains("row 1, column 1 is NaN"));

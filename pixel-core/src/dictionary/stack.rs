@@ -1,7 +1,8 @@
 //! All patterns of one shape, as one matrix.
 
 use super::pattern::PatternId;
-use crate::patterns::{normalise, similarities, transposed};
+use crate::math::transposed;
+use crate::patterns::{normalise, similarities};
 use half::f16;
 use std::sync::OnceLock;
 

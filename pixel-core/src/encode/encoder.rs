@@ -292,6 +292,19 @@ mod tests {
     use crate::matrix::Shape;
     use approx::relative_eq;
 
+    /// What the hint of [`warn_if_unoptimised`] speaks of; run with and without
+    /// `--config profile.dev.package.pixel-core.opt-level=0`.
+    #[test]
+    #[ignore = "measures, and asserts nothing"]
+    fn time_of_coding() {
+        let weight = Matrix::random(Shape::new(64, 64).unwrap(), 1);
+        for text in ["trellis:2", "lapped:2", "uniform:4"] {
+            let (spec, clock) = (text.parse().unwrap(), std::time::Instant::now());
+            compress_weight(weight.as_ref(), &spec, Some(1)).unwrap();
+            println!("{text}: {:.2} ms for 64×64 weights", 1e3 * clock.elapsed().as_secs_f64());
+        }
+    }
+
     #[test]
     fn a_zero_weight_comes_back_as_zero_from_every_codec() {
         let zeros = vec![0.0; 12 * 20];

@@ -8,6 +8,8 @@ pub mod metrics;
 pub mod rotation;
 #[doc(hidden)]
 pub mod simd;
+mod transpose;
 pub(crate) mod trigonometry;
 
 pub use exponent::Exponent;
+pub use transpose::transposed;

@@ -1,7 +1,8 @@
 //! Patterns learned from tiles: k-means on directions, up to sign.
 
 use super::computed::{mix, normalise};
-use super::similarity::{dot, similarities, transposed};
+use super::similarity::{dot, similarities};
+use crate::math::transposed;
 
 /// Rounds of assignment and update; the energy captured changes by less than 1 % after the tenth.
 const ROUNDS: usize = 12;

@@ -11,7 +11,7 @@ mod similarity;
 pub use base::{PatternKind, base_patterns};
 pub use computed::computed_pattern;
 pub use learn::learn_patterns;
-pub use similarity::{similarities, transposed};
+pub use similarity::similarities;
 
 pub(crate) use base::DUPLICATE_COSINE;
 pub(crate) use computed::{computed_values, normalise};

@@ -65,16 +65,6 @@ fn rows<const ROWS: usize>(tiles: &[f32], tile_len: usize, patterns_transposed: 
     }
 }
 
-/// Transposes a row-major `[rows, cols]` matrix into `[cols, rows]`.
-///
-/// # Panics
-/// If `cols` is zero or does not divide the length.
-pub fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
-    let rows = values.len() / cols;
-    assert_eq!(values.len(), rows * cols, "rows of {cols}");
-    (0..cols).flat_map(|col| (0..rows).map(move |row| values[row * cols + col])).collect()
-}
-
 /// Inner product in double precision, in ascending order.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
@@ -108,10 +98,5 @@ mod tests {
                 prop_assert_eq!(sum.to_bits(), out[t * patterns + p].to_bits());
             }
         }
-    }
-
-    #[test]
-    fn transposing_swaps_rows_and_columns() {
-        assert_eq!(transposed(&[1., 2., 3., 4., 5., 6.], 3), [1., 4., 2., 5., 3., 6.]);
     }
 }

@@ -2,7 +2,8 @@
 
 use super::layout::Layout;
 use super::universal::Universal;
-use crate::patterns::{similarities, transposed};
+use crate::math::transposed;
+use crate::patterns::similarities;
 use half::f16;
 use std::sync::{Arc, OnceLock};
 

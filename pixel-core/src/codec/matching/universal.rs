@@ -1,8 +1,9 @@
 //! The patterns that belong to no weight, shared by all that use them.
 
 use super::layout::Layout;
+use crate::math::transposed;
 use crate::matrix::TileShape;
-use crate::patterns::{base_patterns, computed_pattern, computed_values, transposed};
+use crate::patterns::{base_patterns, computed_pattern, computed_values};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 /// Bytes of patterns that are cached without a holder: one set for each rate, or tile of small weights.
