@@ -109,6 +109,15 @@ pub enum LayerError {
         /// The weights that it has, and why each is kept.
         kept: Vec<KeptParameter>,
     },
+    /// The calibration knows no weight of a model.
+    #[error(
+        "the calibration knows none of the {weights} weights to be replaced: it goes by the names that `weight_paths` \
+         gives"
+    )]
+    NotCalibrated {
+        /// How many are to be replaced.
+        weights: usize,
+    },
     /// The progress asked to stop.
     #[error("cancelled after {done} of {total} weights")]
     Cancelled {

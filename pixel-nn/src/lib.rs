@@ -70,6 +70,7 @@ pub mod replace;
 mod shared_input;
 pub mod step;
 mod synthesis;
+mod trail;
 mod weight;
 
 pub use archive::{ArchiveStore, LoadReport};

@@ -9,6 +9,7 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, Param
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor, TensorData};
 use pixel_core::archive::Archive;
+use pixel_core::math::transposed;
 use pixel_core::{CodecSpec, Encoder, Outcome, Shape};
 
 /// `y = x·W + b` over the last axis.
@@ -72,10 +73,11 @@ impl Projection {
             return Err(LayerError::OtherForm { found, expected: "a matrix".into() }.at(&weight));
         };
         let shape = Shape::new(d_output, d_input)?;
-        let values = TensorData::new(archive.checkpoint().to_f32(&weight)?, [d_output, d_input]);
+        // Turned here: products of more than two axes would copy a weight that a device has turned.
+        let values = TensorData::new(transposed(&archive.checkpoint().to_f32(&weight)?, d_input), [d_input, d_output]);
         let bias = bias_of(archive, name, shape)?;
         Ok(Self::Dense(Linear {
-            weight: Param::from_tensor(Tensor::<2>::from_data(values, device).transpose()),
+            weight: Param::from_data(values, device),
             bias: bias.map(|bias| Param::from_data(TensorData::new(bias, [d_output]), device)),
         }))
     }

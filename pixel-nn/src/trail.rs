@@ -1,16 +1,16 @@
-//! Where a walk over a module is, in the names of an archive.
+//! Where a walk over a module is: the names by which calibrations and archives know its parameters.
 
 use crate::replace::ATTACHED;
 
 /// The fields and containers on the way to a parameter.
 #[derive(Debug, Default)]
-pub(super) struct Trail {
+pub(crate) struct Trail {
     steps: Vec<(String, String)>,
 }
 
-/// What a parameter is to an archive.
+/// What a parameter is to a calibration or an archive.
 #[derive(Debug, PartialEq)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// A tensor of its own.
     Tensor {
         /// Its name.
@@ -37,23 +37,22 @@ pub(super) enum Place {
 }
 
 impl Trail {
-    pub(super) fn enter(&mut self, name: &str, container: &str) {
+    pub(crate) fn enter(&mut self, name: &str, container: &str) {
         self.steps.push((name.into(), container.into()));
     }
 
-    pub(super) fn exit(&mut self) {
+    pub(crate) fn exit(&mut self) {
         self.steps.pop();
     }
 
     /// The place of the parameter that the walk is at.
-    pub(super) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         let of = |container: &str| self.steps.iter().position(|(_, found)| found == container);
         let (attached, weight) = (of(ATTACHED), of("Struct:PatternWeight"));
         match (attached, weight) {
             (attached, Some(part)) => Place::Part {
                 weight: self.name(attached.unwrap_or(part)),
-                part: self.steps[part].0.clone()
-                    + &self.steps[part + 1..].iter().map(|(name, _)| format!(".{name}")).collect::<String>(),
+                part: joined(&self.steps[part..]),
                 is_attached: attached.is_some(),
             },
             (Some(attached), None) => {
@@ -69,7 +68,10 @@ impl Trail {
 
     /// The path of the first `len` steps, without the variants of projections: they are no fields of the user's.
     fn name(&self, len: usize) -> String {
-        let steps = self.steps[..len].iter().filter(|(_, container)| container != "Enum:Projection");
-        steps.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".")
+        joined(self.steps[..len].iter().filter(|(_, container)| container != "Enum:Projection"))
     }
+}
+
+fn joined<'a>(steps: impl IntoIterator<Item = &'a (String, String)>) -> String {
+    steps.into_iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".")
 }

@@ -525,6 +525,17 @@ fn a_calibrated_model_keeps_its_outputs() {
     println!("relative squared error of the outputs: {before:.4} without calibration, {after:.4} with");
     assert!(after < 0.5 * before, "{before} {after}");
 
+    // One of another model is refused, and one by the paths of the fields is found.
+    let mut sums = InputSums::default();
+    sums.observe("other.weight", &x).unwrap();
+    let other = config.clone().with_calibration(sums.clone());
+    let message = replace_linear_layers(model.clone(), &other).unwrap_err().to_string();
+    assert!(message.starts_with("the calibration knows none of the 2 weights"), "{message}");
+    sums.observe("first.Dense.weight", &x).unwrap();
+    let by_path = config.clone().with_calibration(sums);
+    let (_, half) = replace_linear_layers(model.clone(), &by_path).unwrap();
+    assert!(half.layers[0].output_error.is_some() && half.layers[1].output_error.is_none());
+
     // The same by a file, and layer by layer.
     let place = Place::new();
     let forward = |batch: &Tensor<2>| {

@@ -1,9 +1,9 @@
 //! A module filled from an archive.
 
-use super::trail::{Place, Trail};
 use crate::codes::fingerprint;
 use crate::error::LayerError;
-use crate::replace::{PatternParam, attach};
+use crate::replace::{PatternParam, attach, or_gone};
+use crate::trail::{Place, Trail};
 use crate::weight::PatternWeight;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, Reparameterizer};
 use burn::tensor::kind::Basic;
@@ -11,6 +11,7 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use pixel_core::PackedHeader;
 use pixel_core::archive::{Archive, Dtype, FloatType, TensorInfo};
 use pixel_core::backend::PatternTensors;
+use pixel_core::math::transposed;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What came of loading, names in order.
@@ -148,17 +149,11 @@ impl Reparameterizer for &mut Attach<'_> {
         if self.error.is_some() || self.source.header(&name).is_none() {
             return (param, None);
         }
-        let (id, device) = (param.id, param.lazy_device());
-        match self.attach(&name, is_linear, param) {
-            Ok((base, pattern)) => {
-                self.attached.insert(name);
-                (base, Some(pattern))
-            }
-            Err(error) => {
-                self.error = Some(error.at(&name));
-                (Param::initialized(id, Tensor::zeros([1; D], &device)), None)
-            }
-        }
+        let place = (param.id, param.lazy_device());
+        let found = self.attach(&name, is_linear, param).map(|(base, pattern)| (base, Some(pattern)));
+        let found = or_gone(found, place, &name, &mut self.error);
+        self.attached.insert(name);
+        found
     }
 }
 
@@ -226,9 +221,8 @@ impl Fill<'_> {
             (Some(float), _) => {
                 let mut values = vec![0.0; bytes.len() / float.size()];
                 float.read(bytes, &mut values);
-                if is_linear {
-                    let (rows, columns) = (expected[0], expected[1]);
-                    values = (0..rows * columns).map(|at| values[at % rows * columns + at / rows]).collect();
+                if is_linear && !values.is_empty() {
+                    values = transposed(&values, expected[1]);
                 }
                 TensorData::new(values, shape.to_vec())
             }

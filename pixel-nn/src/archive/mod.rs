@@ -9,7 +9,6 @@
 
 mod load;
 mod save;
-mod trail;
 
 pub use load::LoadReport;
 

@@ -1,17 +1,16 @@
 //! The tensors of a module, as an archive holds them.
 
-use super::trail::{Place, Trail};
 use crate::codes::{HEADER, read_header};
 use crate::error::LayerError;
 use crate::replace::ATTACHED;
-use crate::weight::read_floats;
+use crate::trail::{Place, Trail};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::kind::Basic;
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use pixel_core::archive::{ArchivedTensor, Dtype, FloatType};
-use pixel_core::backend::BackendError;
-use pixel_core::synthesis::{KernelForm, KernelFormError};
-use pixel_core::{FormatError, LowRank, Matrix, PackedHeader, PackedWeight, Shape};
+use pixel_core::backend::{BackendError, LowRankTensors, PatternTensors, ProtectedTensors};
+use pixel_core::synthesis::{Arithmetic, KernelFormError};
+use pixel_core::{PackedHeader, PackedWeight};
 use std::collections::BTreeMap;
 
 /// The tensors of `model` by name; two fields may have one.
@@ -39,9 +38,9 @@ struct Collector {
 #[derive(Default)]
 struct Parts {
     header: Option<PackedHeader>,
-    codes: Vec<u32>,
-    floats: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
-    columns: Vec<u32>,
+    floats: BTreeMap<String, Tensor<2>>,
+    /// Codes and columns, in a row.
+    ints: BTreeMap<String, Tensor<1, Int>>,
 }
 
 impl Parts {
@@ -50,24 +49,23 @@ impl Parts {
         let codec = header.codec.build()?;
         let no_kernels = || KernelFormError::NoKernels { codec: header.codec.codec.clone() };
         let layout = codec.layout(header.shape).ok_or_else(no_kernels).map_err(BackendError::from)?;
-        let mut floats = |part: &str| self.floats.remove(part).unwrap_or_default().1;
-        let (scales, dictionary) = (floats("scales"), floats("dictionary"));
-        let protected_values = floats("protected.values");
-        let low_rank = match (self.floats.remove("low_rank.up"), self.floats.remove("low_rank.down")) {
-            (Some(up), Some(down)) => Some(LowRank { up: transposed(up)?, down: transposed(down)? }),
-            _ => None,
+        let mut floats = |part: &str| self.floats.remove(part);
+        let (columns, values) = (self.ints.remove("protected.columns"), floats("protected.values"));
+        let (down, up) = (floats("low_rank.down"), floats("low_rank.up"));
+        let tensors = PatternTensors {
+            layout,
+            scales: floats("scales").expect("a weight has scales"),
+            dictionary: floats("dictionary").expect("a weight has a dictionary").flatten(0, 1),
+            codes: self.ints.into_values().next().expect("a weight has codes"),
+            // The codes do not change with the basis in which they are read.
+            rotation: None,
+            protected: columns.zip(values).map(|(columns, values)| ProtectedTensors { columns, values }),
+            low_rank: down.zip(up).map(|(down, up)| LowRankTensors { down, up }),
+            arithmetic: Arithmetic::default(),
+            tables: layout.tables(),
         };
-        let (codes, protected) = (self.codes, self.columns);
-        let form = KernelForm { layout, codes, scales, dictionary, protected, protected_values, low_rank };
-        Ok(form.to_packed(&header).map_err(BackendError::from)?)
+        Ok(tensors.to_packed(&header)?)
     }
-}
-
-/// The transpose of a matrix.
-fn transposed((dims, values): (Vec<usize>, Vec<f32>)) -> Result<Matrix, FormatError> {
-    let (rows, columns) = (dims[0], dims[1]);
-    let turned = (0..rows * columns).map(|at| values[at % rows * columns + at / rows]).collect();
-    Ok(Matrix::new(Shape::new(columns, rows)?, turned)?)
 }
 
 impl Collector {
@@ -98,13 +96,6 @@ impl Collector {
         }
     }
 
-    /// Adds a part of a weight.
-    fn part(&mut self, weight: String, add: impl FnOnce(&mut Parts) -> Result<(), LayerError>) {
-        if let Err(error) = add(self.weights.entry(weight.clone()).or_default()) {
-            self.error.get_or_insert(error.at(&weight));
-        }
-    }
-
     fn foreign(&mut self, parameter: &str, attached: String) {
         self.error.get_or_insert(LayerError::Attached { attached }.at(parameter));
     }
@@ -113,10 +104,7 @@ impl Collector {
 impl ModuleVisitor for Collector {
     fn enter_module(&mut self, name: &str, container: &str) {
         match (container, self.trail.place()) {
-            (HEADER, Place::Part { weight, .. }) => self.part(weight, |parts| {
-                parts.header = read_header(name);
-                Ok(())
-            }),
+            (HEADER, Place::Part { weight, .. }) => self.weights.entry(weight).or_default().header = read_header(name),
             // What was met just now is the placeholder of what is attached.
             (ATTACHED, Place::Tensor { name, .. }) => self.tensors.retain(|(found, _)| *found != name),
             _ => {}
@@ -131,11 +119,13 @@ impl ModuleVisitor for Collector {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         match self.trail.place() {
             Place::Tensor { name, is_linear } => self.keep(name, param.val(), is_linear),
-            Place::Part { weight, part, .. } => self.part(weight, |parts| {
-                let values = read_floats(&part, param.val())?;
-                parts.floats.insert(part, (param.dims().to_vec(), values));
-                Ok(())
-            }),
+            Place::Part { weight, part, .. } => {
+                // The dictionary has one axis; all others have two.
+                let (value, dims) = (param.val(), param.dims());
+                let dims = if D == 1 { [1, dims[0]] } else { [dims[0], dims[1]] };
+                let value = value.reshape(dims).cast(DType::F32);
+                self.weights.entry(weight).or_default().floats.insert(part, value);
+            }
             Place::Foreign { parameter, attached } => self.foreign(&parameter, attached),
         }
     }
@@ -146,20 +136,10 @@ impl ModuleVisitor for Collector {
                 let data = read(&name, param.val()).map(|data| (Dtype::I64, data.convert::<i64>()));
                 self.push(name, data);
             }
-            Place::Part { weight, part, .. } => self.part(weight, |parts| {
-                let data = read(&part, param.val())?;
-                let unread = |error| LayerError::Read { tensor: part.clone(), message: format!("{error:?}") };
-                match part.as_str() {
-                    // A value that cannot be a column becomes `u32::MAX`, which is refused with the weight.
-                    "protected.columns" => {
-                        let columns = data.convert::<i64>().try_to_vec::<i64>().map_err(unread)?;
-                        parts.columns =
-                            columns.into_iter().map(|column| u32::try_from(column).unwrap_or(u32::MAX)).collect();
-                    }
-                    _ => parts.codes = data.try_to_vec::<u32>().map_err(unread)?,
-                }
-                Ok(())
-            }),
+            Place::Part { weight, part, .. } => {
+                let value = param.val().reshape([param.shape().num_elements()]);
+                self.weights.entry(weight).or_default().ints.insert(part, value);
+            }
             Place::Foreign { parameter, attached } => self.foreign(&parameter, attached),
         }
     }

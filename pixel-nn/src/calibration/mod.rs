@@ -59,8 +59,8 @@ mod sums;
 pub(crate) use recorder::{is_listening, observe, tap};
 pub use sums::{InputMoments, InputSums};
 
-use crate::codes::CODES;
 use crate::error::LayerError;
+use crate::trail::{Place, Trail};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Int, Tensor};
 use pixel_core::archive::ArchiveError;
@@ -167,44 +167,33 @@ pub fn weight_paths<M: Module>(model: &M) -> BTreeMap<ParamId, String> {
 
 #[derive(Default)]
 struct Paths {
-    path: Vec<(String, String)>,
+    trail: Trail,
     found: BTreeMap<ParamId, String>,
-}
-
-impl Paths {
-    fn add(&mut self, id: ParamId, depth: usize) {
-        let fields = self.path[..self.path.len() - depth].iter();
-        // The name of an enum's variant is no field of the user's.
-        let outside = |(_, container): &&(String, String)| container != "Enum:Projection";
-        let path: Vec<&str> = fields.filter(outside).map(|(name, _)| name.as_str()).collect();
-        self.found.insert(id, path.join("."));
-    }
 }
 
 impl ModuleVisitor for Paths {
     fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.push((name.into(), container.into()));
+        self.trail.enter(name, container);
     }
 
     fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
+        self.trail.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if D == 2 && self.path.last().is_some_and(|(name, container)| name == "weight" && container == "Struct:Linear")
+        if let Place::Tensor { name, is_linear: true } = self.trail.place()
+            && D == 2
         {
-            self.add(param.id, 0);
+            self.found.insert(param.id, name);
         }
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-        // …, weight, codes, fingerprint: the path of the user's own fields ends with the weight.
-        if let [.., (name, owner), (_, container)] = &self.path[..]
-            && name == "codes"
-            && owner == "Struct:PatternWeight"
-            && container == CODES
+        // What is attached to a dense parameter is known by that.
+        if let Place::Part { weight, part, is_attached: false } = self.trail.place()
+            && part.starts_with("codes.")
         {
-            self.add(param.id, 2);
+            self.found.insert(param.id, weight);
         }
     }
 }

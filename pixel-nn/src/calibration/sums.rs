@@ -11,6 +11,9 @@ use std::sync::Arc;
 
 /// The second moments of layers' inputs, by the names of their weights.
 pub trait InputMoments: Debug + Send + Sync {
+    /// Whether the moments of what the layer of `weight` reads are known.
+    fn knows(&self, weight: &str) -> bool;
+
     /// The moments of what the layer of `weight` reads; `None` if they are not known.
     ///
     /// # Errors
@@ -19,12 +22,20 @@ pub trait InputMoments: Debug + Send + Sync {
 }
 
 impl InputMoments for Calibration {
+    fn knows(&self, weight: &str) -> bool {
+        self.group(weight).is_some()
+    }
+
     fn moments(&self, weight: &str) -> Result<Option<Moments>, LayerError> {
         Ok(Self::moments(self, weight)?)
     }
 }
 
 impl<T: InputMoments + ?Sized> InputMoments for Arc<T> {
+    fn knows(&self, weight: &str) -> bool {
+        (**self).knows(weight)
+    }
+
     fn moments(&self, weight: &str) -> Result<Option<Moments>, LayerError> {
         (**self).moments(weight)
     }
@@ -105,6 +116,10 @@ impl InputSums {
 }
 
 impl InputMoments for InputSums {
+    fn knows(&self, weight: &str) -> bool {
+        self.weights.contains_key(weight)
+    }
+
     fn moments(&self, weight: &str) -> Result<Option<Moments>, LayerError> {
         Ok(self.weights.get(weight).map(|&group| self.groups[group].moments()))
     }

@@ -193,7 +193,8 @@ impl ReplaceConfig {
     /// Sets [`calibration`](Self::calibration): errors of a weight are fed back so that the layer's outputs change
     /// least, for the inputs seen. A file of `pixel calibrate` or of [`calibrate`](crate::calibration::calibrate), or
     /// [`InputSums`](crate::calibration::InputSums) in memory. Weights are known by the names that
-    /// [`weight_paths`](crate::calibration::weight_paths) gives; those it does not know are coded without.
+    /// [`weight_paths`](crate::calibration::weight_paths) gives; those it does not know are coded without, and one that
+    /// knows none is an error.
     pub fn with_calibration(mut self, calibration: impl InputMoments + 'static) -> Self {
         self.calibration = Some(Arc::new(calibration));
         self
@@ -254,8 +255,8 @@ impl Selection<'_> {
         }
     }
 
-    /// The codec of a weight, or why it stays dense.
-    pub(super) fn decide(&self, weight: &Found) -> Result<CodecSpec, SkipReason> {
+    /// The codec of a weight and whether it is over the dictionary, or why the weight stays dense.
+    pub(super) fn decide(&self, weight: &Found) -> Result<(CodecSpec, bool), SkipReason> {
         let matches = |expressions: &[Regex]| expressions.iter().any(|expression| expression.is_match(&weight.path));
         let class = self.class(weight)?;
         if let Some(name) = &weight.reparameterized {
@@ -272,9 +273,9 @@ impl Selection<'_> {
         }
         let rule = self.rules.iter().position(|expression| expression.is_match(&weight.path));
         let codec = rule.map_or(class, |rule| &self.config.rules[rule].codec);
-        // Another codec of an embedding or a rule knows nothing of the dictionary.
+        // Another codec of an embedding or a rule, or another size of tiles, knows nothing of the dictionary.
         let over = self.config.dictionary.as_ref().and_then(|dictionary| dictionary.codec(codec).ok());
-        Ok(over.unwrap_or_else(|| codec.clone()))
+        Ok(over.map_or_else(|| (codec.clone(), false), |codec| (codec, true)))
     }
 
     /// The codec of the weight's kind, or why that kind is kept.

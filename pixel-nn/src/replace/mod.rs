@@ -110,7 +110,7 @@ mod replacer;
 mod report;
 mod survey;
 
-pub(crate) use replacer::attach;
+pub(crate) use replacer::{attach, or_gone};
 pub(crate) use survey::ATTACHED;
 
 pub use config::{ReplaceConfig, ReplaceRule};
@@ -128,7 +128,7 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// [`LayerError::Config`], [`LayerError::Pattern`] and [`LayerError::Unmatched`] for a configuration that cannot be
-/// carried out, and [`LayerError::NothingToReplace`], before anything is touched; [`LayerError::Parameter`] with the
+/// carried out, [`LayerError::NothingToReplace`] and [`LayerError::NotCalibrated`], before anything is touched; [`LayerError::Parameter`] with the
 /// path of a weight that cannot be compressed: not finite, empty, on a device without an implementation. The model is
 /// gone then; clone it first if it is still needed.
 pub fn replace_linear_layers<M: Module>(

@@ -16,7 +16,7 @@ use pixel_core::backend::check_device;
 use pixel_core::compressor::Progress;
 use pixel_core::{CodecSpec, CodingSpec, Encoder, Matrix, Moments, Outcome, PackedWeight, PatternDictionary};
 use rayon::Scope;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +29,7 @@ pub(super) fn replace<M: Module>(
 ) -> Result<(M, ReplacementReport), LayerError> {
     let found = survey(&model);
     let mut plan = Plan::new(config, &found)?;
-    let names = weight_paths(&model);
+    let names = names_of(&model, config, &plan, &found)?;
     let done = Coded::default();
     // The walk stays on this thread: a model need not be one that several threads may touch.
     let (model, taken) = rayon::in_place_scope(|scope| {
@@ -47,6 +47,31 @@ pub(super) fn replace<M: Module>(
     match attach.error {
         Some(error) => Err(error),
         None => Ok((model, ReplacementReport { layers: attach.layers, kept: plan.kept(&found) })),
+    }
+}
+
+/// The names by which the calibration knows the weights to be replaced, by their paths: those of [`weight_paths`], or
+/// else the paths themselves.
+///
+/// # Errors
+/// [`LayerError::NotCalibrated`] if it knows none.
+fn names_of<M: Module>(
+    model: &M,
+    config: &ReplaceConfig,
+    plan: &Plan<'_>,
+    found: &[Found],
+) -> Result<HashMap<String, String>, LayerError> {
+    let Some(calibration) = &config.calibration else { return Ok(HashMap::new()) };
+    let by_id = weight_paths(model);
+    let planned = found.iter().filter(|weight| plan.weights.contains_key(&weight.path));
+    let names = planned.filter_map(|weight| {
+        let mut candidates = by_id.get(&weight.id).into_iter().chain([&weight.path]);
+        Some((weight.path.clone(), candidates.find(|name| calibration.knows(name))?.clone()))
+    });
+    let names: HashMap<String, String> = names.collect();
+    match names.is_empty() && !plan.weights.is_empty() {
+        true => Err(LayerError::NotCalibrated { weights: plan.weights.len() }),
+        false => Ok(names),
     }
 }
 
@@ -68,6 +93,8 @@ struct Plan<'a> {
 /// A weight that is to be replaced.
 struct Planned {
     codec: CodecSpec,
+    /// Whether its patterns are those of the caller's dictionary.
+    over_dictionary: bool,
     axes: Axes,
     /// Other parameters have the same id.
     shared: bool,
@@ -85,10 +112,11 @@ impl<'a> Plan<'a> {
             let axes = Axes { dims: weight.dims.clone(), transposed: weight.kind == LayerKind::Linear };
             match selection.decide(weight) {
                 Err(reason) => plan.kept.push(KeptParameter { name, shape: axes.dims, reason }),
-                Ok(codec) => {
+                Ok((codec, over_dictionary)) => {
                     let checked = check_device(&weight.device).map_err(LayerError::from).and(axes.matrix());
                     checked.map_err(|error| error.at(&name))?;
-                    plan.weights.insert(name, Planned { codec, axes, shared: owners[&weight.id] > 1 });
+                    let shared = owners[&weight.id] > 1;
+                    plan.weights.insert(name, Planned { codec, over_dictionary, axes, shared });
                 }
             }
         }
@@ -125,8 +153,8 @@ impl<'a> Plan<'a> {
 /// The first walk: dense values leave the model and are coded.
 struct Take<'walk, 'scope, 'config> {
     plan: &'walk mut Plan<'config>,
-    /// The names by which weights are known to a calibration.
-    names: &'walk BTreeMap<ParamId, String>,
+    /// The names by which the calibration knows weights, by path.
+    names: &'walk HashMap<String, String>,
     done: &'scope Coded,
     progress: &'scope dyn Progress,
     scope: &'walk Scope<'scope>,
@@ -177,7 +205,7 @@ impl Coded {
         let Job { name, weight, spec, moments, dictionary } = job;
         let weights = weight.shape().num_weights() as u64;
         let mut encoder = Encoder::new(&spec).with_moments(moments);
-        if let Some(dictionary) = dictionary.as_deref().filter(|_| spec.codec.options.contains_key("learned")) {
+        if let Some(dictionary) = &dictionary {
             encoder = encoder.with_dictionary(dictionary);
         }
         match encoder.encode(weight) {
@@ -213,7 +241,7 @@ impl Take<'_, '_, '_> {
             let done = self.done.weights.lock().unwrap_or_else(PoisonError::into_inner).len();
             return Err(LayerError::Cancelled { done, total });
         }
-        let Planned { codec, axes, shared } = planned;
+        let Planned { codec, over_dictionary, axes, shared } = planned;
         let (id, device, dense) = (param.id, param.lazy_device(), param.base());
         let shape = axes.matrix()?;
         let original_bytes = shape.num_weights() * dense.dtype().size();
@@ -233,11 +261,12 @@ impl Take<'_, '_, '_> {
         if weight.shared_with.is_none() {
             let config = self.plan.config;
             let spec = CodingSpec::new(weight.codec.clone()).with_rotation(rotation(&weight.codec, None, config.seed)?);
-            let moments = match &config.calibration {
-                None => None,
-                Some(calibration) => calibration.moments(self.names.get(&id).map_or(name, String::as_str))?,
+            let moments = match (&config.calibration, self.names.get(name)) {
+                (Some(calibration), Some(known)) => calibration.moments(known)?,
+                _ => None,
             };
-            let (name, weight, dictionary) = (name.into(), Matrix::new(shape, values)?, config.dictionary.clone());
+            let dictionary = config.dictionary.clone().filter(|_| over_dictionary);
+            let (name, weight) = (name.into(), Matrix::new(shape, values)?);
             self.code(Job { name, weight, spec, moments, dictionary });
         }
         self.taken.weights.insert(name.into(), weight);
@@ -276,14 +305,9 @@ impl Reparameterizer for &mut Take<'_, '_, '_> {
             return (param, None);
         }
         let Some(planned) = self.plan.next(path, &param) else { return (param, None) };
-        let (id, device) = (param.id, param.lazy_device());
-        match self.take(path, param, planned) {
-            Ok(base) => (base, None),
-            Err(error) => {
-                self.taken.error = Some(error.at(path));
-                (gone(id, &device), None)
-            }
-        }
+        let place = (param.id, param.lazy_device());
+        let found = self.take(path, param, planned).map(|base| (base, None));
+        or_gone(found, place, path, &mut self.taken.error)
     }
 }
 
@@ -385,14 +409,9 @@ impl Reparameterizer for &mut Randomize<'_> {
             return (param, None);
         }
         let Some(planned) = self.plan.next(path, &param) else { return (param, None) };
-        let (id, device) = (param.id, param.lazy_device());
-        match self.replace(param, planned) {
-            Ok((base, pattern)) => (base, Some(pattern)),
-            Err(error) => {
-                self.error = Some(error.at(path));
-                (gone(id, &device), None)
-            }
-        }
+        let place = (param.id, param.lazy_device());
+        let found = self.replace(param, planned).map(|(base, pattern)| (base, Some(pattern)));
+        or_gone(found, place, path, &mut self.error)
     }
 }
 
@@ -430,9 +449,18 @@ fn pattern<const D: usize>(
     PatternParam::new(weight, axes, config.synthesis.clone())
 }
 
-/// What is left of a parameter after an error: the model is not returned then, but the walk goes on to its end.
-fn gone<const D: usize>(id: ParamId, device: &Device) -> Param<Tensor<D>> {
-    Param::initialized(id, Tensor::zeros([1; D], device))
+/// What a walk gives for the parameter `name`; after an error, which goes to `error`, next to nothing: the model is not
+/// returned then, but the walk goes on to its end.
+pub(crate) fn or_gone<const D: usize>(
+    found: Result<(Param<Tensor<D>>, Option<PatternParam>), LayerError>,
+    (id, device): (ParamId, Device),
+    name: &str,
+    error: &mut Option<LayerError>,
+) -> (Param<Tensor<D>>, Option<PatternParam>) {
+    found.unwrap_or_else(|found| {
+        error.get_or_insert(found.at(name));
+        (Param::initialized(id, Tensor::zeros([1; D], &device)), None)
+    })
 }
 
 fn digest(values: &[f32]) -> u64 {
