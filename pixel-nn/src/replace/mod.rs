@@ -128,9 +128,9 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// [`LayerError::Config`], [`LayerError::Pattern`] and [`LayerError::Unmatched`] for a configuration that cannot be
-/// carried out, [`LayerError::NothingToReplace`] and [`LayerError::NotCalibrated`], before anything is touched; [`LayerError::Parameter`] with the
-/// path of a weight that cannot be compressed: not finite, empty, on a device without an implementation. The model is
-/// gone then; clone it first if it is still needed.
+/// carried out, [`LayerError::NothingToReplace`] and [`LayerError::NotCalibrated`], before anything is touched;
+/// [`LayerError::Parameter`] with the path of a weight that cannot be compressed: not finite, empty, on a device
+/// without an implementation. The model is gone then; clone it first if it is still needed.
 pub fn replace_linear_layers<M: Module>(
     model: M,
     config: &ReplaceConfig,
