@@ -2,6 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::HumanBytes;
+use pixel_core::WeightError;
 use pixel_core::archive::ArchiveError;
 #[cfg(feature = "models")]
 use pixel_nn::calibration::CalibrationError;
@@ -56,7 +57,25 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
         // Every command that writes has the option.
         text += "; --overwrite replaces it";
     }
+    if let Some(tensor) = error.chain().find_map(tensor_that_is_not_finite) {
+        text += &format!("; --exclude '^{}$' stores the tensor as it is", expression_for(tensor));
+    }
     text
+}
+
+/// The tensor of an error of one that cannot be coded for a value in it.
+fn tensor_that_is_not_finite<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a str> {
+    match error.downcast_ref() {
+        Some(ArchiveError::Weight { tensor, source, .. }) => {
+            matches!(**source, WeightError::NotFinite { .. }).then_some(tensor.as_str())
+        }
+        _ => None,
+    }
+}
+
+/// A tensor's name as a regular expression for itself: dots are what names are full of.
+fn expression_for(name: &str) -> String {
+    name.replace('.', "\\.")
 }
 
 /// Whether an error is that of an output which is there already.

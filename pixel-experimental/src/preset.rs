@@ -1,6 +1,6 @@
 //! Presets by the kind of layer, as the original's adaptive compressor had them.
 
-use pixel_core::plan::{Recipe, Rule, Treatment};
+use pixel_core::plan::{Recipe, Role, RoleDefault, Rule, Treatment};
 use serde::Serialize;
 
 /// What a weight does in a transformer.
@@ -61,7 +61,7 @@ impl LayerKind {
     /// ```
     pub fn of(name: &str) -> Self {
         let matches = |pattern: &str| regex::Regex::new(pattern).expect("a fixed expression").is_match(name);
-        if matches(pixel_core::plan::EMBEDDINGS) {
+        if Role::of(name).default_treatment() == RoleDefault::Embeddings {
             return Self::Embedding;
         }
         NAMES.into_iter().find(|(_, pattern)| matches(pattern)).map_or(Self::Other, |(kind, _)| kind)

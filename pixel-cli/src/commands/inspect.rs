@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use pixel_core::LowRankSpec;
 use pixel_core::archive::{Archive, Checkpoint, MANIFEST_KEY};
 use pixel_core::math::metrics::bits_per_weight;
+use pixel_core::plan::Role;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ pub(crate) struct Args {
 /// One line of the table.
 #[derive(Debug, Serialize)]
 struct Line {
+    role: Role,
     shape: Vec<usize>,
     dtype: String,
     codec: Option<String>,
@@ -74,6 +76,7 @@ fn archive_lines(archive: &Archive) -> BTreeMap<String, Line> {
     lines.extend(archive.entries().iter().map(|(name, entry)| {
         let (manifest, header) = (entry.manifest(), entry.header());
         let line = Line {
+            role: Role::of(name),
             shape: <[usize; 2]>::from(header.shape).to_vec(),
             dtype: manifest.dtype.dtype().to_string(),
             codec: Some(header.codec.to_string()),
@@ -93,6 +96,7 @@ fn archive_lines(archive: &Archive) -> BTreeMap<String, Line> {
 fn dense_lines(checkpoint: &Checkpoint) -> BTreeMap<String, Line> {
     let line = |(name, info): (&String, &pixel_core::archive::TensorInfo)| {
         let line = Line {
+            role: Role::of(name),
             shape: info.shape.clone(),
             dtype: info.dtype.to_string(),
             codec: None,
@@ -120,10 +124,12 @@ impl Listing {
     }
 
     fn print_tensors(&self) {
-        let mut table = table(&["tensor", "dtype", "codec", "shape", "bytes", "bits/weight", "relative MSE"], 3);
+        let mut table =
+            table(&["tensor", "role", "dtype", "codec", "shape", "bytes", "bits/weight", "relative MSE"], 4);
         for (name, line) in &self.tensors {
             table.add_row([
                 name.clone(),
+                line.role.to_string(),
                 line.dtype.clone(),
                 line.treatment(),
                 output::shape(&line.shape),

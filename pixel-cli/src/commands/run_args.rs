@@ -16,7 +16,7 @@ pub(crate) struct RunArgs {
     pub(crate) json: bool,
     /// Print nothing but errors
     #[arg(long, short)]
-    quiet: bool,
+    pub(crate) quiet: bool,
 }
 
 impl RunArgs {

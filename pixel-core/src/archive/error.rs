@@ -203,6 +203,18 @@ pub enum ArchiveError {
         /// What shows it.
         found: String,
     },
+    /// The weights are quantised already.
+    #[error(
+        "{}: quantised already, {found}; coding it again would add one error to another: start from the model in F16, \
+         BF16 or F32, or have the tool that made it write it dense",
+        path.display()
+    )]
+    Quantised {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What shows it.
+        found: String,
+    },
     /// The existing entry is of another kind than the output and is not replaced.
     #[error("{} is {found}, the output would be {wanted}", path.display())]
     OutputKind {

@@ -10,6 +10,7 @@ mod dtype;
 mod error;
 mod manifest;
 mod model;
+mod quantised;
 mod reader;
 mod shard_writer;
 mod staging;

@@ -2,7 +2,7 @@
 
 use crate::encode::{LowRankSpec, Outcome};
 use crate::math::metrics::{ErrorSums, bits_per_weight};
-use crate::plan::{Decision, KeepReason, PlanItem};
+use crate::plan::{Decision, KeepReason, PlanItem, Role};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,6 +12,8 @@ use std::path::PathBuf;
 pub struct TensorReport {
     /// The tensor.
     pub name: String,
+    /// What it is for, by its name.
+    pub role: Role,
     /// Its shape.
     pub shape: Vec<usize>,
     /// The codec as text, if it was compressed.
@@ -52,6 +54,7 @@ impl TensorReport {
         let low_rank = coding.and_then(|(spec, shape)| Some((spec.low_rank?, shape)));
         Self {
             name: item.name.clone(),
+            role: item.role,
             shape: item.shape.clone(),
             codec: coding.map(|(spec, _)| spec.codec.to_string()),
             kept,

@@ -1,6 +1,8 @@
 //! What will be done with each tensor of a checkpoint, and how many bytes that will take, to the byte.
 
-use super::decision::{CompiledRecipe, Decision, KeepReason};
+use super::decision::{CompiledRecipe, Decision, Omission};
+use super::remarks::{Remark, remarks};
+use super::roles::Role;
 use crate::archive::calibration::Calibration;
 use crate::archive::{
     ArchiveError, ArchivePlan, ArchiveTensor, Checkpoint, FloatType, MANIFEST_KEY, ManifestError, TensorInfo,
@@ -18,6 +20,7 @@ use std::sync::Arc;
 pub struct Plan {
     items: Vec<PlanItem>,
     files: Vec<ArchivePlan>,
+    remarks: Vec<Remark>,
     calibration: Option<Arc<Calibration>>,
     low_rank: Option<Arc<dyn LowRankFitter>>,
 }
@@ -53,6 +56,8 @@ pub struct PlanItem {
     pub name: String,
     /// The index of its shard.
     pub shard: usize,
+    /// What it is for, by its name.
+    pub role: Role,
     /// Its shape.
     pub shape: Vec<usize>,
     /// Bytes in the source.
@@ -80,15 +85,21 @@ impl Plan {
     /// Decides on every tensor of `checkpoint`.
     ///
     /// # Errors
-    /// [`ArchiveError`] if the checkpoint is an archive already, a rule asks for a codec that cannot be built, or a
-    /// stored name would be taken twice.
+    /// [`ArchiveError`] if the checkpoint is an archive already or quantised otherwise, a rule asks for a codec that
+    /// cannot be built, or a stored name would be taken twice.
     pub fn new(checkpoint: &Checkpoint, recipe: &CompiledRecipe) -> Result<Self, ArchiveError> {
         if let Some(shard) = checkpoint.shards().iter().find(|shard| shard.metadata.contains_key(MANIFEST_KEY)) {
             return Err(ArchiveError::AlreadyAnArchive { path: shard.path.clone() });
         }
+        checkpoint.check_not_quantised()?;
         checkpoint.check_layout()?;
-        let items = checkpoint.tensors().iter().map(|(name, info)| plan_item(name, info, recipe));
-        let items = items.collect::<Result<Vec<_>, _>>()?;
+        let (mut items, mut omitted) = (Vec::new(), Vec::new());
+        for (name, info) in checkpoint.tensors() {
+            let (item, parts) = plan_item(name, info, recipe)?;
+            omitted.extend(parts.into_iter().map(|part| (part, name.clone())));
+            items.push(item);
+        }
+        let remarks = remarks(recipe, &items, omitted);
         let files = checkpoint.shards().iter().enumerate().map(|(index, shard)| {
             let tensors = items.iter().filter(|item| item.shard == index).map(|item| plan_tensor(checkpoint, item));
             let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
@@ -102,7 +113,7 @@ impl Plan {
                 return Err(ArchiveError::manifest(&shard.path, source));
             }
         }
-        Ok(Self { items, files, calibration: None, low_rank: None })
+        Ok(Self { items, files, remarks, calibration: None, low_rank: None })
     }
 
     /// The same plan with error feedback through `calibration`, for the weights that it knows.
@@ -128,6 +139,11 @@ impl Plan {
     /// The fitter of low-rank parts.
     pub(crate) fn low_rank_fitter(&self) -> Result<&dyn LowRankFitter, ConfigError> {
         self.low_rank.as_deref().ok_or(ConfigError::NoLowRankFitter)
+    }
+
+    /// What the plan does otherwise than the recipe may have meant.
+    pub fn remarks(&self) -> &[Remark] {
+        &self.remarks
     }
 
     /// The calibration, if there is one.
@@ -271,27 +287,28 @@ pub fn num_workers(threads: usize, items: usize) -> usize {
     threads.min(items).max(1)
 }
 
-fn plan_item(name: &str, info: &TensorInfo, recipe: &CompiledRecipe) -> Result<PlanItem, ArchiveError> {
-    let decision = recipe.decide(name, &info.shape, FloatType::of(info.dtype).is_some());
-    let decision = decision.map_err(|source| ArchiveError::Tensor { tensor: name.to_owned(), source })?;
-    // More weights than any codec takes: nothing that a real checkpoint holds.
-    let shape = info.shape.first().zip(info.shape.get(1)).and_then(|(&m, &n)| Shape::new(m, n).ok());
-    let (decision, stored_bytes) = match (decision, shape) {
-        (Decision::Compress(spec), Some(shape)) => {
-            let bytes = spec.stored_bytes(shape)?;
-            (Decision::Compress(spec), bytes)
-        }
-        (Decision::Compress(_), None) => (Decision::Keep(KeepReason::NotAMatrix), info.num_bytes()),
-        (keep, _) => (keep, info.num_bytes()),
+/// The plan for one tensor, and what of the recipe's wishes it is too small for.
+fn plan_item(
+    name: &str,
+    info: &TensorInfo,
+    recipe: &CompiledRecipe,
+) -> Result<(PlanItem, Vec<Omission>), ArchiveError> {
+    let decision = recipe.decide_with_remarks(name, &info.shape, FloatType::of(info.dtype).is_some());
+    let (decision, omitted) = decision.map_err(|source| ArchiveError::Tensor { tensor: name.to_owned(), source })?;
+    let stored_bytes = match (&decision, info.shape[..].try_into().map(|[m, n]: [usize; 2]| Shape::new(m, n))) {
+        (Decision::Compress(spec), Ok(Ok(shape))) => spec.stored_bytes(shape)?,
+        _ => info.num_bytes(),
     };
-    Ok(PlanItem {
+    let item = PlanItem {
         name: name.to_owned(),
         shard: info.shard,
+        role: Role::of(name),
         shape: info.shape.clone(),
         source_bytes: info.num_bytes(),
         stored_bytes,
         decision,
-    })
+    };
+    Ok((item, omitted))
 }
 
 /// The tensor of `item` as the archive's layout takes it.

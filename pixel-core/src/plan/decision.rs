@@ -1,6 +1,7 @@
 //! What is done with each tensor: a recipe, applied to a name and a shape.
 
 use super::recipe::{Recipe, Rule, Treatment};
+use super::roles::{Role, RoleDefault};
 use crate::codec::CodecSpec;
 use crate::encode::{CodingSpec, FeedbackOptions, LowRankSpec};
 use crate::error::ConfigError;
@@ -18,6 +19,8 @@ pub enum KeepReason {
     Small,
     /// The recipe says so.
     Recipe,
+    /// What it is for: the [table of roles](super::ROLES) keeps such tensors unless a rule says `keep = false`.
+    Role,
 }
 
 impl std::fmt::Display for KeepReason {
@@ -26,6 +29,7 @@ impl std::fmt::Display for KeepReason {
             Self::NotAMatrix => "no matrix of floats",
             Self::Small => "small",
             Self::Recipe => "as asked",
+            Self::Role => "for its role",
         })
     }
 }
@@ -53,7 +57,7 @@ impl Decision {
 #[derive(Debug)]
 pub struct CompiledRecipe {
     recipe: Recipe,
-    embeddings: Regex,
+    embeddings: Option<Regex>,
     include: Vec<Regex>,
     exclude: Vec<Regex>,
     rules: Vec<Regex>,
@@ -64,7 +68,10 @@ impl CompiledRecipe {
     pub(super) fn new(recipe: Recipe) -> Result<Self, ConfigError> {
         let rules: Vec<&String> = recipe.rules.iter().map(|rule| &rule.pattern).collect();
         let compiled = Self {
-            embeddings: expression("embeddings_match", &recipe.embeddings_match)?,
+            embeddings: match &recipe.embeddings_match {
+                None => None,
+                Some(text) => Some(expression("embeddings_match", text)?),
+            },
             include: expressions("include", &recipe.include)?,
             exclude: expressions("exclude", &recipe.exclude)?,
             rules: expressions("rule", rules)?,
@@ -94,47 +101,101 @@ impl CompiledRecipe {
 
     /// Whether the tensor `name` is of the class of embeddings and output heads.
     pub fn is_embedding(&self, name: &str) -> bool {
-        self.class(name) == Class::Embeddings
+        self.class(name) == Some(Class::Embeddings)
     }
 
-    fn class(&self, name: &str) -> Class {
-        if self.embeddings.is_match(name) { Class::Embeddings } else { Class::Layers }
+    /// The class of the tensor `name`; `None` if its role is kept.
+    fn class(&self, name: &str) -> Option<Class> {
+        if self.embeddings.as_ref().is_some_and(|embeddings| embeddings.is_match(name)) {
+            return Some(Class::Embeddings);
+        }
+        match Role::of(name).default_treatment() {
+            // The recipe's own expression takes the place of the table's.
+            RoleDefault::Embeddings if self.embeddings.is_none() => Some(Class::Embeddings),
+            RoleDefault::Embeddings | RoleDefault::Layers => Some(Class::Layers),
+            RoleDefault::Keep => None,
+        }
     }
 
-    /// The recipe's treatment of the class of the tensor `name`.
+    /// The recipe's treatment of the class of the tensor `name`; that of layers for one that is kept by default.
     pub fn class_treatment(&self, name: &str) -> &Treatment {
-        self.class(name).of(&self.recipe)
+        self.class(name).unwrap_or(Class::Layers).of(&self.recipe)
     }
 
     /// The rule that applies to the tensor `name`, if one does: the first that matches.
     pub fn rule(&self, name: &str) -> Option<&Rule> {
-        self.rules.iter().position(|rule| rule.is_match(name)).map(|i| &self.recipe.rules[i])
+        self.rule_index(name).map(|i| &self.recipe.rules[i])
     }
 
-    /// What is done with the tensor `name`, of `shape`, which holds floats or not.
+    /// The place of that rule.
+    pub(super) fn rule_index(&self, name: &str) -> Option<usize> {
+        self.rules.iter().position(|rule| rule.is_match(name))
+    }
+
+    /// Every rule's expression, with its name for messages and its place.
+    pub(super) fn rule_expressions(&self) -> impl Iterator<Item = (String, &Regex, usize)> {
+        self.rules.iter().enumerate().map(|(i, rule)| (format!("rule {}", i + 1), rule, i))
+    }
+
+    /// All expressions, with their names for messages.
+    pub(super) fn expressions(&self) -> impl Iterator<Item = (String, &Regex)> {
+        let numbered = |what: &'static str, expressions: &'_ [Regex]| -> Vec<String> {
+            (1..=expressions.len()).map(|i| format!("{what} {i}")).collect()
+        };
+        let lists = [("include", &self.include), ("exclude", &self.exclude), ("rule", &self.rules)];
+        let listed = lists.into_iter().flat_map(move |(what, list)| numbered(what, list).into_iter().zip(list));
+        self.embeddings.iter().map(|embeddings| ("embeddings_match".to_owned(), embeddings)).chain(listed)
+    }
+
+    /// What is done with the tensor `name`, of `shape`, which holds floats or not. A part that the tensor is too small
+    /// for is left out: a low-rank part of a rank beyond its shorter side, more protected columns than it has.
     ///
     /// # Errors
-    /// [`ConfigError`] if the rule that matches asks for a codec that cannot be built, all columns are to be protected,
-    /// or the rank exceeds the shorter side.
+    /// [`ConfigError`] if the rule that matches asks for a codec that cannot be built.
     pub fn decide(&self, name: &str, shape: &[usize], is_float: bool) -> Result<Decision, ConfigError> {
-        let num_weights: usize = shape.iter().product();
-        if !is_float || shape.len() != 2 || num_weights == 0 {
-            return Ok(Decision::Keep(KeepReason::NotAMatrix));
+        self.decide_with_remarks(name, shape, is_float).map(|(decision, _)| decision)
+    }
+
+    /// [`decide`](Self::decide), and what was asked for and left out.
+    pub(super) fn decide_with_remarks(
+        &self,
+        name: &str,
+        shape: &[usize],
+        is_float: bool,
+    ) -> Result<(Decision, Vec<Omission>), ConfigError> {
+        let keep = |reason| Ok((Decision::Keep(reason), Vec::new()));
+        let &[d_output, d_input] = shape else { return keep(KeepReason::NotAMatrix) };
+        let Ok(matrix) = Shape::new(d_output, d_input) else { return keep(KeepReason::NotAMatrix) };
+        if !is_float {
+            return keep(KeepReason::NotAMatrix);
         }
         let matches = |expressions: &[Regex]| expressions.iter().any(|expression| expression.is_match(name));
         let is_included = matches(&self.include);
-        if matches(&self.exclude) || !(self.include.is_empty() || is_included) {
-            return Ok(Decision::Keep(KeepReason::Recipe));
-        }
         let rule = self.rule(name).map(|rule| &rule.treatment);
-        if rule.is_none() && !is_included && num_weights < self.recipe.min_weights {
-            return Ok(Decision::Keep(KeepReason::Small));
+        let is_kept = rule.is_some_and(|rule| rule.keep == Some(true));
+        if matches(&self.exclude) || is_kept || !(self.include.is_empty() || is_included) {
+            return keep(KeepReason::Recipe);
         }
-        let decision = self.resolve(self.class(name), rule)?;
-        if let (Decision::Compress(spec), Ok(shape)) = (&decision, Shape::new(shape[0], shape[1])) {
-            spec.check(shape)?;
+        // A rule for many names does not mean what errors would ruin; one that says so does, and whoever names a tensor
+        // of no known role knows what it is.
+        let is_meant = rule.is_some_and(|rule| rule.keep == Some(false))
+            || Role::of(name) == Role::Other && (is_included || rule.is_some_and(Treatment::names_codec));
+        let class = match self.class(name) {
+            Some(class) => class,
+            None if is_meant => Class::Layers,
+            None => return keep(KeepReason::Role),
+        };
+        if rule.is_none() && !is_included && matrix.num_weights() < self.recipe.min_weights {
+            return keep(KeepReason::Small);
         }
-        Ok(decision)
+        match self.resolve(class, rule)? {
+            Decision::Compress(spec) => {
+                let (spec, omitted) = fit(spec, matrix);
+                spec.check(matrix)?;
+                Ok((Decision::Compress(spec), omitted))
+            }
+            decision => Ok((decision, Vec::new())),
+        }
     }
 
     /// The treatment of a class, changed by a rule: what neither says is the default of the class.
@@ -142,8 +203,7 @@ impl CompiledRecipe {
         let (defaults, rule) = (Recipe::default(), rule.cloned().unwrap_or_default());
         let (class, fallback) = (class.of(&self.recipe), class.of(&defaults));
         // A rule that names a codec or a rate, but does not say `keep`, wants the tensor compressed.
-        let names_codec = rule.codec.is_some() || rule.bits.is_some();
-        if rule.keep.or(if names_codec { Some(false) } else { class.keep }) == Some(true) {
+        if rule.keep.or(if rule.names_codec() { Some(false) } else { class.keep }) == Some(true) {
             return Ok(Decision::Keep(KeepReason::Recipe));
         }
         // A class that names no codec is of the default's, and its options are that codec's.
@@ -184,6 +244,40 @@ impl Class {
             Self::Embeddings => &recipe.embeddings,
         }
     }
+}
+
+/// A part of a request for which a tensor is too small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Omission {
+    /// A low-rank part of this rank.
+    Rank(usize),
+    /// This many protected columns.
+    Protect(usize),
+}
+
+impl std::fmt::Display for Omission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Rank(rank) => write!(f, "a low-rank part of rank {rank}"),
+            Self::Protect(columns) => write!(f, "{columns} protected columns"),
+        }
+    }
+}
+
+/// `spec` without what a weight of `shape` is too small for.
+fn fit(mut spec: CodingSpec, shape: Shape) -> (CodingSpec, Vec<Omission>) {
+    let mut omitted = Vec::new();
+    // Codes need a column.
+    if spec.protect >= shape.d_input() && spec.protect > 0 {
+        omitted.push(Omission::Protect(spec.protect));
+        spec = spec.with_protect(0);
+    }
+    if let Some(part) = spec.low_rank.filter(|part| part.rank > shape.d_input().min(shape.d_output())) {
+        omitted.push(Omission::Rank(part.rank));
+        spec = spec.with_low_rank(None);
+    }
+    (spec, omitted)
 }
 
 /// Compiles one expression; `what` names its place.
@@ -284,12 +378,18 @@ mod tests {
             Decision::Compress(spec) => spec.protect,
             keep => panic!("{keep:?}"),
         };
-        assert_eq!(["v_proj", "q_proj", "down_proj", "wpe.weight", "wte.weight"].map(protect), [0, 4, 127, 127, 0]);
+        assert_eq!(
+            ["v_proj.weight", "q_proj.weight", "down_proj.weight", "wpe.weight", "wte.weight"].map(protect),
+            [0, 4, 127, 127, 0]
+        );
         // The width is not known before the tensor is.
         let recipe = Recipe::from_toml(toml).unwrap().compile().unwrap();
-        let error = recipe.decide("down_proj", &[300, 127], true).unwrap_err().to_string();
-        assert_eq!(error, "protect = 127 is outside 0 to 126: the weight has 127 columns, and codes need one");
-        assert_eq!(recipe.decide("down_proj", &[300], true).unwrap(), Decision::Keep(KeepReason::NotAMatrix));
+        let decide = |shape: [usize; 2]| recipe.decide_with_remarks("down_proj.weight", &shape, true).unwrap();
+        let (decision, omitted) = decide([300, 127]);
+        assert_eq!((decision.coding().unwrap().protect, omitted), (0, vec![Omission::Protect(127)]));
+        let (decision, omitted) = decide([300, 128]);
+        assert_eq!((decision.coding().unwrap().protect, omitted), (127, vec![]));
+        assert_eq!(recipe.decide("down_proj.weight", &[300], true).unwrap(), Decision::Keep(KeepReason::NotAMatrix));
     }
 
     #[test]
@@ -309,11 +409,13 @@ mod tests {
             Decision::Compress(spec) => spec.low_rank.map(|spec| spec.to_string()),
             keep => panic!("{keep:?}"),
         };
-        let found = ["v_proj", "q_proj", "down_proj", "wte.weight"].map(low_rank);
+        let found = ["v_proj.weight", "q_proj.weight", "down_proj.weight", "wte.weight"].map(low_rank);
         assert_eq!(found, [None, Some("rank 4 in int8".into()), Some("rank 100 in f16".into()), None]);
         let recipe = Recipe::from_toml(toml).unwrap().compile().unwrap();
-        let error = recipe.decide("down_proj", &[99, 127], true).unwrap_err().to_string();
-        assert_eq!(error, "rank = 100 is outside 1 to 99: the weight is 99×127");
+        let decide = |shape: [usize; 2]| recipe.decide_with_remarks("down_proj.weight", &shape, true).unwrap();
+        let (decision, omitted) = decide([99, 127]);
+        assert_eq!((decision.coding().unwrap().low_rank, omitted), (None, vec![Omission::Rank(100)]));
+        assert!(decide([100, 127]).0.coding().unwrap().low_rank.is_some());
         assert!(Recipe::from_toml("[default]\nfactors = 'f8'").unwrap_err().to_string().contains("`int8` or `f16`"));
     }
 

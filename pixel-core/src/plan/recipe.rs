@@ -32,10 +32,6 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
-/// The default expression that distinguishes embeddings and output heads from the weights of layers.
-pub const EMBEDDINGS: &str =
-    r"(^|\.)(embed_(tokens|in|out)|([a-z_]+_)?embeddings?|wte|wpe|lm_head|shared)\.weight$|^output\.weight$";
-
 /// Matrices of fewer weights are kept unchanged: an entry of the manifest takes some 400 bytes.
 pub const MIN_WEIGHTS: usize = 1024;
 
@@ -70,6 +66,13 @@ pub struct Treatment {
     /// How the factors of that part are stored; `int8` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub factors: Option<FactorStorage>,
+}
+
+impl Treatment {
+    /// Whether it says how, and so that, a tensor is to be compressed.
+    pub(super) const fn names_codec(&self) -> bool {
+        self.codec.is_some() || self.bits.is_some()
+    }
 }
 
 /// One rule: tensors whose name matches are treated differently.
@@ -112,8 +115,10 @@ pub struct Recipe {
     /// Regular expressions of tensors that are kept, whatever rules say.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
-    /// The regular expression that matches embeddings and output heads.
-    pub embeddings_match: String,
+    /// A regular expression of the tensors that are treated as embeddings and output heads, in place of those that the
+    /// [table of roles](super::ROLES) takes for such.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embeddings_match: Option<String>,
     /// The treatment of the weights of layers.
     #[serde(rename = "default")]
     pub layers: Treatment,
@@ -136,7 +141,7 @@ impl Default for Recipe {
             damping: FeedbackOptions::default().damping,
             include: Vec::new(),
             exclude: Vec::new(),
-            embeddings_match: EMBEDDINGS.into(),
+            embeddings_match: None,
             layers: treatment(crate::codec::DEFAULT, 2.0),
             embeddings: treatment("uniform", 8.0),
             rules: Vec::new(),

@@ -14,7 +14,7 @@ use pixel_core::archive::calibration::Calibration;
 use pixel_core::archive::{ArchiveError, Checkpoint, write_file};
 use pixel_core::codec::FAMILIES;
 use pixel_core::compressor::{Allocation, RateRequest, RateTarget, allocate_rates, compress_checkpoint, sample_errors};
-use pixel_core::plan::{Plan, PlanItem, Recipe, num_workers};
+use pixel_core::plan::{Plan, PlanItem, Recipe, Remark, num_workers};
 use pixel_experimental::{HybridFitter, RankRequest, Ranks, choose_ranks, search_memory};
 use print::{DryRun, Finished};
 use std::path::PathBuf;
@@ -28,8 +28,9 @@ const DRY_RUN_SAMPLES: usize = 12;
 ///
 /// IN is a safetensors file or a Hugging Face directory, sharded or not. By default the matrices of layers are coded by
 /// the codec `lapped` at 2 bits, embeddings and output heads by the uniform codec at 8 bits, and everything else
-/// (vectors, convolutions, integers, matrices under 1024 weights) is stored as it is. Options of the command line
-/// override the recipe.
+/// (vectors, convolutions, integers, matrices under 1024 weights, and by their names routers of experts, parameters of
+/// state-space models, tables of positions, adapters and the like) is stored as it is; --dry-run shows which role each
+/// tensor falls into. Options of the command line override the recipe.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The checkpoint: a .safetensors file or a directory
@@ -145,6 +146,8 @@ impl Args {
             calibration: self.calibration.as_deref().map(Calibration::open).transpose()?.map(Arc::new),
             fitter: HybridFitter { solver: self.svd.build(), rounds: 1 },
         };
+        // What is chosen below is written as rules for every tensor, in front of those that were asked for.
+        self.print_remarks(&self.plan(&inputs, recipe.clone())?);
         let Chosen { recipe, toml, ranks } = self.choose(&inputs, recipe)?;
         let plan = self.plan(&inputs, recipe)?;
         if let Some(path) = &self.save_recipe {
@@ -237,9 +240,27 @@ impl Args {
             plan = plan.with_calibration(&inputs.checkpoint, Arc::clone(calibration))?;
         }
         if plan.items().iter().all(|item| item.decision.coding().is_none()) {
-            bail!("{}: no tensor would be compressed; see --include, --exclude and the recipe", self.input.display());
+            let kept = print::kept(plan.items().iter().map(|item| (&item.decision, item.role)));
+            bail!(
+                "{}: no tensor would be compressed ({kept}); see --include, --exclude and the recipe",
+                self.input.display()
+            );
         }
         Ok(plan)
+    }
+
+    /// Says what the plan does otherwise than was meant, perhaps. Presets have rules for many families, of which a
+    /// model has the names of one.
+    fn print_remarks(&self, plan: &Plan) {
+        let of_preset = |remark: &&Remark| match remark {
+            Remark::Unmatched { place, .. } | Remark::Shadowed { place, .. } => {
+                self.preset.is_some() && place.starts_with("rule")
+            }
+            _ => false,
+        };
+        for remark in plan.remarks().iter().filter(|remark| !self.run.quiet && !of_preset(remark)) {
+            eprintln!("note: {remark}");
+        }
     }
 
     fn dry_run(&self, inputs: &Inputs, plan: &Plan) -> Result<()> {

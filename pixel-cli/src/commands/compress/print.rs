@@ -6,7 +6,7 @@ use anyhow::Result;
 use pixel_core::archive::Checkpoint;
 use pixel_core::compressor::{Allocation, CompressionReport, GroupReport, Sample, TensorReport};
 use pixel_core::math::metrics::{ErrorSums, bits_per_weight};
-use pixel_core::plan::{Decision, Plan};
+use pixel_core::plan::{Decision, KeepReason, Plan, PlanItem, Role};
 use pixel_experimental::Ranks;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -83,7 +83,17 @@ impl DryRun<'_> {
                 "output_loss": sample.output.map(|sums| sums.relative_mse()),
             })
         };
+        let tensor = |item: &PlanItem| {
+            json!({
+                "name": item.name,
+                "role": item.role,
+                "shape": item.shape,
+                "treatment": treatment(&item.decision),
+                "stored_bytes": item.stored_bytes,
+            })
+        };
         json!({
+            "tensors": self.plan.items().iter().map(tensor).collect::<Vec<_>>(),
             "source_file_bytes": self.checkpoint.file_bytes(),
             "weight_file_bytes": self.plan.stored_bytes(),
             "peak_memory_bytes": self.peak_memory,
@@ -105,15 +115,22 @@ impl DryRun<'_> {
     }
 
     fn print_sizes(&self) {
-        let mut groups: BTreeMap<String, (usize, u64, u64)> = BTreeMap::new();
+        let mut groups: BTreeMap<(Role, String), (usize, u64, u64)> = BTreeMap::new();
         for item in self.plan.items() {
-            let group = groups.entry(treatment(&item.decision)).or_default();
+            let group = groups.entry((item.role, treatment(&item.decision))).or_default();
             *group = (group.0 + 1, group.1 + item.num_weights(), group.2 + item.stored_bytes);
         }
-        let mut sizes = table(&["treatment", "tensors", "weights", "bytes", "bits per weight"], 1);
-        for (treatment, (tensors, weights, bytes)) in groups {
+        let mut sizes = table(&["role", "treatment", "tensors", "weights", "bytes", "bits per weight"], 2);
+        for ((role, treatment), (tensors, weights, bytes)) in groups {
             let bits = format!("{:.3}", bits_per_weight(bytes, weights));
-            sizes.add_row([treatment, tensors.to_string(), weights.to_string(), bytes.to_string(), bits]);
+            sizes.add_row([
+                role.to_string(),
+                treatment,
+                tensors.to_string(),
+                weights.to_string(),
+                bytes.to_string(),
+                bits,
+            ]);
         }
         println!("{sizes}");
     }
@@ -146,6 +163,19 @@ fn treatment(decision: &Decision) -> String {
             Some(part) => format!("{}, {part}", spec.codec),
         },
     }
+}
+
+/// The tensors that are kept, by the reason: `8 for the role router, 2 small`.
+pub(super) fn kept<'a>(tensors: impl Iterator<Item = (&'a Decision, Role)>) -> String {
+    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+    for (decision, role) in tensors {
+        match decision {
+            Decision::Keep(KeepReason::Role) => *reasons.entry(format!("for the role {role}")).or_default() += 1,
+            Decision::Keep(reason) => *reasons.entry(reason.to_string()).or_default() += 1,
+            Decision::Compress(_) => {}
+        }
+    }
+    reasons.into_iter().map(|(reason, tensors)| format!("{tensors} {reason}")).collect::<Vec<_>>().join(", ")
 }
 
 /// What a run has done.
@@ -196,6 +226,7 @@ impl Finished<'_> {
         let report = self.report;
         self.print_groups();
         self.print_low_rank();
+        self.print_roles();
         for tensor in report.tensors.iter().filter(|tensor| tensor.damping_retries > 0) {
             let (retries, damping) = (tensor.damping_retries, tensor.damping.unwrap_or_default());
             println!("damping       {}: doubled {retries} times, to {damping:.3}", tensor.name);
@@ -225,6 +256,18 @@ impl Finished<'_> {
             ]);
         }
         println!("{groups}");
+    }
+
+    /// The matrices that would be coded but for what they are for.
+    fn print_roles(&self) {
+        let mut roles: BTreeMap<Role, usize> = BTreeMap::new();
+        for tensor in self.report.tensors.iter().filter(|tensor| tensor.kept == Some(KeepReason::Role)) {
+            *roles.entry(tensor.role).or_default() += 1;
+        }
+        let roles: Vec<String> = roles.into_iter().map(|(role, tensors)| format!("{tensors} {role}")).collect();
+        if !roles.is_empty() {
+            println!("kept          for their role: {}", roles.join(", "));
+        }
     }
 
     fn print_low_rank(&self) {
