@@ -55,7 +55,7 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
     }
     if error.chain().any(is_output_in_the_way) {
         // Every command that writes has the option.
-        text += "; --overwrite replaces it";
+        text += "; --overwrite replaces it if PIXEL wrote it";
     }
     if let Some(tensor) = error.chain().find_map(tensor_that_is_not_finite) {
         text += &format!("; --exclude '^{}$' stores the tensor as it is", expression_for(tensor));
@@ -115,7 +115,8 @@ mod tests {
     #[test]
     fn an_output_in_the_way_brings_the_option_that_replaces_it() {
         let error = || ArchiveError::OutputExists { path: "out".into() };
-        let expected = "out exists already, and replacing it was not asked for; --overwrite replaces it";
+        let expected =
+            "out exists already, and replacing it was not asked for; --overwrite replaces it if PIXEL wrote it";
         assert_eq!(message(&error().into()), expected);
         let wrapped = anyhow::Result::<()>::Err(error().into()).context("saving").unwrap_err();
         assert_eq!(message(&wrapped), format!("saving: {expected}"));

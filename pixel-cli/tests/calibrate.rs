@@ -168,7 +168,12 @@ fn what_calibrate_refuses_is_named() {
     fs::write(dir.path().join("stats.safetensors"), "mine").unwrap();
     llama(&[]).stderr(contains("stats.safetensors exists already").and(contains("; --overwrite replaces it")));
     assert_eq!(fs::read(dir.path().join("stats.safetensors")).unwrap(), b"mine");
-    calibrate(&dir, "llama", "text.txt", "stats.safetensors", &["--overwrite"]);
+    llama(&["--overwrite"]).stderr(contains("stats.safetensors is no file that PIXEL wrote"));
+    assert_eq!(fs::read(dir.path().join("stats.safetensors")).unwrap(), b"mine");
+    fs::remove_file(dir.path().join("stats.safetensors")).unwrap();
+    for _ in 0..2 {
+        calibrate(&dir, "llama", "text.txt", "stats.safetensors", &["--overwrite"]);
+    }
     open(&dir, "stats.safetensors");
     fs::remove_file(dir.path().join("llama/tokenizer.json")).unwrap();
     llama(&["--overwrite"]).stderr(contains("llama: there is no tokenizer.json"));

@@ -91,7 +91,9 @@ fn a_checkpoint_is_compressed_verified_and_restored() {
     let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     assert_eq!(metadata.info("layers.0.q_proj.weight").unwrap().dtype, Dtype::BF16);
     assert_eq!(metadata.info("position_ids").unwrap().dtype, Dtype::I64);
-    assert_eq!(metadata.metadata().as_ref().unwrap().len(), 1, "only the source's own metadata is left");
+    let keys: Vec<_> = metadata.metadata().as_ref().unwrap().keys().map(String::as_str).collect();
+    let expected = ["format", "pixel_producer"];
+    assert!(keys.len() == 2 && expected.iter().all(|key| keys.contains(key)), "the source's and our name: {keys:?}");
     pixel(&["diff", "model", "dense"], dir.path()).code(1).stdout(contains("1 tensors are equal"));
     pixel(&["diff", "small", "small"], dir.path()).success().stdout(contains("5 tensors are equal"));
 }
@@ -357,12 +359,62 @@ fn outputs_that_would_do_harm_are_refused() {
     compress(dir.path(), "empty", "out", &[]).code(2).stderr(contains("holds neither"));
     compress(dir.path(), "model", "empty", &[])
         .code(2)
-        .stderr("error: empty exists already, and replacing it was not asked for; --overwrite replaces it\n");
+        .stderr(contains("empty exists already").and(contains("; --overwrite replaces it if PIXEL wrote it\n")));
     compress(dir.path(), "model", "empty", &["--overwrite"]).success();
     compress(dir.path(), "empty", "again", &[]).code(2).stderr(contains("already a PIXEL archive"));
     pixel(&["inspect", "model"], dir.path()).success();
     pixel(&["verify", "model"], dir.path()).code(2).stderr(contains("not a PIXEL archive"));
     assert!(leftovers(dir.path(), &["model", "empty"]).is_empty());
+}
+
+#[test]
+fn an_output_is_replaced_only_if_all_of_it_was_written_by_pixel() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    let path = |name: &str| dir.path().join(name);
+    std::fs::create_dir_all(path("mine/sub")).unwrap();
+    std::fs::write(path("mine/sub/thesis.tex"), "mine").unwrap();
+    let refused = compress(dir.path(), "model", "mine", &["--overwrite"]).code(2);
+    refused.stderr(contains("mine holds sub/thesis.tex, which PIXEL did not write there"));
+    // A file that is no weights, weights of somebody else, another directory of weights.
+    std::fs::write(path("notes.safetensors"), "mine").unwrap();
+    for name in ["notes.safetensors", "model/model.safetensors"] {
+        let refused = compress(dir.path(), "model", name, &["--overwrite"]).code(2);
+        refused.stderr(contains("is no file that PIXEL wrote").or(contains("overlap")));
+    }
+    sharded(dir.path());
+    let refused = compress(dir.path(), "model", "sharded", &["--overwrite"]).code(2);
+    refused.stderr(contains("sharded holds a.safetensors, which PIXEL did not write there"));
+    // What compress and decompress write is replaced, again and again, also by each other.
+    std::fs::create_dir(path("small")).unwrap();
+    for _ in 0..2 {
+        compress(dir.path(), "model", "small", &["--overwrite"]).success();
+        pixel(&["decompress", "small", "dense", "--overwrite"], dir.path()).success();
+        compress(dir.path(), "dense", "small.safetensors", &["--overwrite"]).success();
+        pixel(&["decompress", "small.safetensors", "dense.safetensors", "--overwrite"], dir.path()).success();
+    }
+    compress(dir.path(), "sharded", "dense", &["--overwrite"]).success();
+    compress(dir.path(), "sharded", "dense", &["--overwrite"]).success();
+    // But not with something of the user's inside, also where it is hidden, empty, or an archive of its own.
+    for (file, change) in [("notes.txt", "mine"), (".hidden", ""), ("sub/notes.txt", "added"), ("config.json", "{ }")] {
+        let file_path = path("small").join(file);
+        let before = std::fs::read(&file_path).ok();
+        std::fs::write(&file_path, change).unwrap();
+        let refused = compress(dir.path(), "model", "small", &["--overwrite"]).code(2);
+        let reason = if before.is_some() { "has changed since PIXEL wrote it" } else { "PIXEL did not write there" };
+        refused.stderr(contains(format!("small holds {file}, which {reason}")));
+        assert_eq!(std::fs::read_to_string(&file_path).unwrap(), change);
+        match before {
+            Some(bytes) => std::fs::write(&file_path, bytes).unwrap(),
+            None => std::fs::remove_file(&file_path).unwrap(),
+        }
+    }
+    std::fs::rename(path("small.safetensors"), path("small/other.safetensors")).unwrap();
+    let refused = pixel(&["decompress", "dense", "small", "--overwrite"], dir.path()).code(2);
+    refused.stderr(contains("small holds other.safetensors, which PIXEL did not write there"));
+    std::fs::remove_file(path("small/other.safetensors")).unwrap();
+    compress(dir.path(), "model", "small", &["--overwrite"]).success();
+    assert_eq!(std::fs::read_to_string(path("mine/sub/thesis.tex")).unwrap(), "mine");
 }
 
 #[test]

@@ -277,8 +277,14 @@ fn what_cannot_be_collected_is_refused() {
     assert!(matches!(*error, ArchiveError::OutputExists { .. }), "{error}");
     assert_eq!(fs::read(place.file()).unwrap(), b"mine");
     let options = CalibrationOptions { overwrite: true, ..options };
-    quietly(&weights, &batches, forward(), &options, &place.file()).unwrap();
-    assert!(place.open().group("query.weight").is_some());
+    let error = quietly(&weights, &batches, forward(), &options, &place.file()).unwrap_err();
+    assert!(error.to_string().contains("is no file that PIXEL wrote"), "{error}");
+    assert_eq!(fs::read(place.file()).unwrap(), b"mine");
+    fs::remove_file(place.file()).unwrap();
+    for _ in 0..2 {
+        quietly(&weights, &batches, forward(), &options, &place.file()).unwrap();
+        assert!(place.open().group("query.weight").is_some());
+    }
 }
 
 #[test]

@@ -4,8 +4,8 @@ use super::model_args::{ModelArgs, tokenizer};
 use crate::output;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pixel_core::archive::blake3_hex;
 use pixel_core::archive::calibration::{Calibration, Description, Source, Weighting, merge};
+use pixel_core::archive::{OutputKind, blake3_hex, check_output};
 use pixel_models::LoadedModel;
 use pixel_models::calibrate::{CalibrationTokens, calibrate_causal, calibrate_encoder};
 use pixel_models::tokenizer::TextTokenizer;
@@ -52,7 +52,7 @@ pub(crate) struct Args {
     /// Seed of what is drawn under gradient weighting
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Replace the output if it exists
+    /// Replace the output if it exists, provided that PIXEL wrote it
     #[arg(long)]
     overwrite: bool,
     /// Print a JSON report instead of text
@@ -97,6 +97,7 @@ impl Args {
                 self.tokens
             );
         }
+        check_output(&self.output, OutputKind::File, self.overwrite)?;
         let texts = self.text.iter().map(|path| Text::read(path)).collect::<Result<Vec<_>>>()?;
         let model = self.how.load(path)?;
         let options = |sources| {

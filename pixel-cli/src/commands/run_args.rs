@@ -8,7 +8,7 @@ pub(crate) struct RunArgs {
     /// Workers, each with one tensor at a time; 0 for one a processor
     #[arg(long, short, default_value_t = 0)]
     pub(crate) threads: usize,
-    /// Replace OUT if it exists
+    /// Replace OUT if it exists, provided that PIXEL wrote all of it, or that it is an empty directory
     #[arg(long)]
     overwrite: bool,
     /// Print a JSON report instead of text

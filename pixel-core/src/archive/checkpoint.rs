@@ -202,7 +202,7 @@ impl Checkpoint {
 
 impl Shard {
     /// Maps a file and reads its header.
-    fn open(path: &Path, index: usize) -> Result<(Self, Vec<(String, TensorInfo)>), ArchiveError> {
+    pub(super) fn open(path: &Path, index: usize) -> Result<(Self, Vec<(String, TensorInfo)>), ArchiveError> {
         let file = File::open(path).map_err(ArchiveError::io("open", path))?;
         // SAFETY: the map is read-only. Another process that truncates the file while it is mapped could make a read
         // fault; this is the accepted price of every reader of mapped checkpoints, and what is read is only ever

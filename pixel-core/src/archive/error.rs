@@ -190,6 +190,36 @@ pub enum ArchiveError {
         /// The output.
         path: PathBuf,
     },
+    /// The output exists, and is a file that PIXEL did not write.
+    #[error("{} is no file that PIXEL wrote, and is not replaced: name another output, or remove it", path.display())]
+    ForeignFile {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The output exists, and holds a file that PIXEL did not write.
+    #[error(
+        "{} holds {}, which PIXEL did not write there, and is not replaced: name another output, or remove it",
+        path.display(),
+        file.display()
+    )]
+    ForeignContents {
+        /// The output.
+        path: PathBuf,
+        /// The file, relative to it.
+        file: PathBuf,
+    },
+    /// The output exists, and holds a file that PIXEL wrote and somebody changed.
+    #[error(
+        "{} holds {}, which has changed since PIXEL wrote it, and is not replaced: name another output, or remove it",
+        path.display(),
+        file.display()
+    )]
+    ChangedContents {
+        /// The output.
+        path: PathBuf,
+        /// The file, relative to it.
+        file: PathBuf,
+    },
     /// Burn saved the file, and its linear weights lie as Burn has them, or it cannot be told how.
     #[error(
         "{} was saved by Burn, and {found}: Burn's linear weights are [d_input, d_output], here they are [d_output, \

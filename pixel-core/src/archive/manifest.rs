@@ -2,6 +2,7 @@
 
 use super::dtype::FloatType;
 use super::error::{ArchiveError, ManifestError};
+use super::ownership::PRODUCER;
 use crate::codec::CodecSpec;
 use crate::encode::LowRankSpec;
 use crate::error::FormatError;
@@ -140,7 +141,7 @@ impl Manifest {
     pub fn new() -> Self {
         Self {
             version: format!("{VERSION_MAJOR}.{VERSION_MINOR}"),
-            producer: concat!("pixel-core ", env!("CARGO_PKG_VERSION")).to_owned(),
+            producer: PRODUCER.to_owned(),
             tensors: BTreeMap::new(),
             kept: BTreeMap::new(),
         }

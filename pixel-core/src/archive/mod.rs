@@ -10,6 +10,7 @@ mod dtype;
 mod error;
 mod manifest;
 mod model;
+mod ownership;
 mod quantised;
 mod reader;
 mod shard_writer;
@@ -28,11 +29,13 @@ pub use dtype::FloatType;
 pub use error::{ArchiveError, IndexError, ManifestError, SafetensorsError};
 pub use manifest::{MANIFEST_HASH_KEY, MANIFEST_KEY, Manifest, PackedEntry, VERSION_MAJOR, VERSION_MINOR};
 pub use model::{Model, ModelTensor};
+pub use ownership::{FILE_LIST, PRODUCER_KEY};
 pub use reader::{Archive, Entry};
 /// The types of stored tensors, as safetensors names them.
 pub use safetensors::Dtype;
-pub use staging::{OutputKind, write_file};
+pub use staging::{OutputKind, check_output, write_file};
 pub use tensors::{ArchivedTensor, write_archive};
 
+pub(crate) use ownership::{PRODUCER, write_file_list};
 pub(crate) use shard_writer::{ShardWriter, TensorPlan};
 pub(crate) use writer::{ArchivePlan, ArchiveTensor, ArchiveWriter, CheckpointWriter, FilePlan, Record};

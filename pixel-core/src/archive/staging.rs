@@ -1,6 +1,7 @@
 //! Output that appears under its final name only when it is complete: the one way in which files are written.
 
 use super::error::ArchiveError;
+use super::ownership::check_ours;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -31,13 +32,31 @@ impl std::fmt::Display for OutputKind {
     }
 }
 
+/// What an output may take the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replace {
+    /// Nothing: the name has to be free.
+    Nothing,
+    /// What PIXEL wrote, or an empty directory.
+    Ours,
+    /// Any file.
+    AnyFile,
+}
+
+impl Replace {
+    /// What a request to overwrite allows.
+    pub(crate) const fn ours_if(overwrite: bool) -> Self {
+        if overwrite { Self::Ours } else { Self::Nothing }
+    }
+}
+
 /// A file or directory under a temporary name next to its final one; removed unless [`commit`](Self::commit)ted.
 #[derive(Debug)]
 pub(crate) struct Staging {
     path: PathBuf,
     target: PathBuf,
     kind: OutputKind,
-    overwrite: bool,
+    replace: Replace,
     /// Whether to remove what lies at `path` on drop.
     armed: bool,
 }
@@ -47,12 +66,11 @@ impl Staging {
     /// create there.
     ///
     /// # Errors
-    /// [`ArchiveError::OutputExists`] unless `overwrite`; [`ArchiveError::OutputKind`] if `target` exists and is of the
-    /// other kind; [`ArchiveError::Io`].
-    pub(crate) fn new(target: &Path, kind: OutputKind, overwrite: bool) -> Result<Self, ArchiveError> {
+    /// What [`check_output`] refuses; [`ArchiveError::Io`].
+    pub(crate) fn new(target: &Path, kind: OutputKind, replace: Replace) -> Result<Self, ArchiveError> {
         // Without a trailing `.` or `/`, which a rename would refuse.
         let target: PathBuf = target.components().collect();
-        check_target(&target, kind, overwrite)?;
+        check_target(&target, kind, replace)?;
         let invalid = || std::io::Error::new(std::io::ErrorKind::InvalidInput, "the path names no file or directory");
         let name = target.file_name().ok_or_else(invalid).map_err(ArchiveError::io("create", &target))?;
         if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -64,7 +82,7 @@ impl Staging {
             std::fs::create_dir(&path).map_err(ArchiveError::io("create", &path))?;
         }
         // The name is unique to this value, so whatever appears there may be removed with it.
-        Ok(Self { path, target, kind, overwrite, armed: true })
+        Ok(Self { path, target, kind, replace, armed: true })
     }
 
     /// The temporary name.
@@ -82,10 +100,10 @@ impl Staging {
     /// directory that is replaced is absent between two renames.
     ///
     /// # Errors
-    /// [`ArchiveError::OutputExists`] and [`ArchiveError::OutputKind`] as [`new`](Self::new), for what has appeared
-    /// there meanwhile; [`ArchiveError::Io`]. An existing output is then unchanged, unless the error says where it is.
+    /// As [`new`](Self::new), for what has appeared there meanwhile; [`ArchiveError::Io`]. An existing output is then
+    /// unchanged, unless the error says where it is.
     pub(crate) fn commit(mut self) -> Result<(), ArchiveError> {
-        check_target(&self.target, self.kind, self.overwrite)?;
+        check_target(&self.target, self.kind, self.replace)?;
         let rename = ArchiveError::io("rename the output to", &self.target);
         let replaces = self.kind == OutputKind::Directory && self.target.symlink_metadata().is_ok();
         if replaces && exchange(&self.path, &self.target).is_ok() {
@@ -105,7 +123,7 @@ impl Staging {
             }
             // The output is in place: failing to remove the replaced one is no error.
             let _ = remove(&old);
-        } else if self.overwrite {
+        } else if self.replace != Replace::Nothing {
             // Over a file, this replaces it at once.
             std::fs::rename(&self.path, &self.target).map_err(rename)?;
         } else {
@@ -119,7 +137,19 @@ impl Staging {
     }
 }
 
-/// Writes `contents` to the file `path`, which appears complete or not at all.
+/// Refuses an output that is in the way of what exists, as every writer does before it writes: for programs that would
+/// rather know before long computations.
+///
+/// # Errors
+/// If something is there: [`ArchiveError::OutputExists`] unless `overwrite`; [`ArchiveError::OutputKind`] if it is of
+/// the other kind; [`ArchiveError::ForeignFile`], [`ArchiveError::ForeignContents`] and
+/// [`ArchiveError::ChangedContents`] if it is not what PIXEL wrote, nor an empty directory. [`ArchiveError::Io`].
+pub fn check_output(path: impl AsRef<Path>, kind: OutputKind, overwrite: bool) -> Result<(), ArchiveError> {
+    check_target(path.as_ref(), kind, Replace::ours_if(overwrite))
+}
+
+/// Writes `contents` to the file `path`, which appears complete or not at all; with `overwrite` it takes the place of
+/// any file.
 ///
 /// # Errors
 /// [`ArchiveError::OutputExists`] unless `overwrite`; [`ArchiveError::OutputKind`] for a directory;
@@ -137,7 +167,8 @@ impl Staging {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn write_file(path: impl AsRef<Path>, contents: &[u8], overwrite: bool) -> Result<(), ArchiveError> {
-    let staging = Staging::new(path.as_ref(), OutputKind::File, overwrite)?;
+    let replace = if overwrite { Replace::AnyFile } else { Replace::Nothing };
+    let staging = Staging::new(path.as_ref(), OutputKind::File, replace)?;
     let write = || {
         let mut file = std::fs::File::create_new(staging.path())?;
         file.write_all(contents)?;
@@ -148,15 +179,19 @@ pub fn write_file(path: impl AsRef<Path>, contents: &[u8], overwrite: bool) -> R
 }
 
 /// Refuses a target that may not be replaced.
-fn check_target(target: &Path, kind: OutputKind, overwrite: bool) -> Result<(), ArchiveError> {
+fn check_target(target: &Path, kind: OutputKind, replace: Replace) -> Result<(), ArchiveError> {
     if target.symlink_metadata().is_err() {
         return Ok(());
     }
-    if !overwrite {
+    if replace == Replace::Nothing {
         return Err(ArchiveError::OutputExists { path: target.to_owned() });
     }
     let found = if target.is_dir() { OutputKind::Directory } else { OutputKind::File };
-    if found == kind { Ok(()) } else { Err(ArchiveError::OutputKind { path: target.to_owned(), found, wanted: kind }) }
+    match replace {
+        _ if found != kind => Err(ArchiveError::OutputKind { path: target.to_owned(), found, wanted: kind }),
+        Replace::Ours => check_ours(target, kind),
+        _ => Ok(()),
+    }
 }
 
 /// Swaps two paths atomically.
@@ -212,6 +247,7 @@ fn remove(path: &Path) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ownership::write_file_list;
     use super::*;
 
     fn count(dir: &Path) -> usize {
@@ -222,7 +258,7 @@ mod tests {
     fn a_file_appears_only_when_committed_and_nothing_is_left_otherwise() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
-        let staging = Staging::new(&target, OutputKind::File, false).unwrap();
+        let staging = Staging::new(&target, OutputKind::File, Replace::Nothing).unwrap();
         std::fs::write(staging.path(), "half").unwrap();
         assert!(!target.exists());
         drop(staging);
@@ -234,9 +270,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         std::fs::write(&target, "old").unwrap();
-        let refused = Staging::new(&target, OutputKind::File, false);
+        let refused = Staging::new(&target, OutputKind::File, Replace::Nothing);
         assert!(matches!(refused, Err(ArchiveError::OutputExists { .. })));
-        let staging = Staging::new(&target, OutputKind::File, true).unwrap();
+        let staging = Staging::new(&target, OutputKind::File, Replace::AnyFile).unwrap();
         std::fs::write(staging.path(), "new").unwrap();
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "old");
         staging.commit().unwrap();
@@ -250,7 +286,8 @@ mod tests {
         let target = dir.path().join("out");
         std::fs::create_dir(&target).unwrap();
         std::fs::write(target.join("old"), "old").unwrap();
-        let staging = Staging::new(&target, OutputKind::Directory, true).unwrap();
+        write_file_list(&target, &[]).unwrap();
+        let staging = Staging::new(&target, OutputKind::Directory, Replace::Ours).unwrap();
         std::fs::write(staging.path().join("new"), "new").unwrap();
         assert!(target.join("old").exists());
         staging.commit().unwrap();
@@ -265,16 +302,16 @@ mod tests {
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join("precious"), "data").unwrap();
         std::fs::write(&file, "data").unwrap();
-        let refused = |path: &Path, kind| Staging::new(path, kind, true).unwrap_err().to_string();
+        let refused = |path: &Path, kind| Staging::new(path, kind, Replace::Ours).unwrap_err().to_string();
         assert!(refused(&folder, OutputKind::File).ends_with("is a directory, the output would be a file"));
         assert!(refused(&file, OutputKind::Directory).ends_with("is a file, the output would be a directory"));
         // Nor what appeared there after the output was started.
         let late = dir.path().join("late");
-        let staging = Staging::new(&late, OutputKind::File, false).unwrap();
+        let staging = Staging::new(&late, OutputKind::File, Replace::Nothing).unwrap();
         std::fs::write(staging.path(), "new").unwrap();
         std::fs::create_dir(&late).unwrap();
         assert!(matches!(staging.commit(), Err(ArchiveError::OutputExists { .. })));
-        let staging = Staging::new(&dir.path().join("later"), OutputKind::File, true).unwrap();
+        let staging = Staging::new(&dir.path().join("later"), OutputKind::File, Replace::Ours).unwrap();
         std::fs::write(staging.path(), "new").unwrap();
         std::fs::create_dir(dir.path().join("later")).unwrap();
         assert!(matches!(staging.commit(), Err(ArchiveError::OutputKind { .. })));
@@ -297,7 +334,7 @@ mod tests {
                     std::fs::write(path.join("data"), text).unwrap();
                 }
             };
-            let staging = Staging::new(&target, kind, false).unwrap();
+            let staging = Staging::new(&target, kind, Replace::Nothing).unwrap();
             write(staging.path(), "ours");
             write(&target, "theirs");
             assert!(matches!(staging.commit(), Err(ArchiveError::OutputExists { .. })), "{kind}");
@@ -314,15 +351,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for kind in [OutputKind::File, OutputKind::Directory] {
             let target = dir.path().join(format!("{kind}"));
-            let put = |overwrite| {
-                let staging = Staging::new(&target, kind, overwrite).unwrap();
+            let put = |replace| {
+                let staging = Staging::new(&target, kind, replace).unwrap();
                 match kind {
                     OutputKind::File => std::fs::write(staging.path(), "contents").unwrap(),
-                    OutputKind::Directory => std::fs::write(staging.path().join("a"), "contents").unwrap(),
+                    OutputKind::Directory => {
+                        std::fs::write(staging.path().join("a"), "contents").unwrap();
+                        write_file_list(staging.path(), &[]).unwrap();
+                    }
                 }
                 staging.commit().unwrap();
             };
-            put(false);
+            let again = if kind == OutputKind::File { Replace::AnyFile } else { Replace::Ours };
+            put(Replace::Nothing);
             let is_done = std::sync::atomic::AtomicBool::new(false);
             std::thread::scope(|scope| {
                 let watcher = scope.spawn(|| {
@@ -332,7 +373,7 @@ mod tests {
                         looks += 1;
                     }
                 });
-                (0..200).for_each(|_| put(true));
+                (0..200).for_each(|_| put(again));
                 is_done.store(true, std::sync::atomic::Ordering::Relaxed);
                 watcher.join().unwrap();
             });

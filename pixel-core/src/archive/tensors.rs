@@ -35,9 +35,10 @@ pub enum ArchivedTensor {
 /// source: the error that the archive states is that of its codes against them, which is 0.
 ///
 /// # Errors
-/// [`ArchiveError::OutputExists`] unless `overwrite`; [`ArchiveError::OutputKind`] for a directory;
-/// [`ArchiveError::TensorLength`] for values that do not fill their shape; [`ArchiveError::Manifest`] for a name that
-/// is taken by a stream of a packed weight; [`ArchiveError::Io`]. Nothing is then left under the final name.
+/// [`ArchiveError::OutputExists`] unless `overwrite`; [`ArchiveError::ForeignFile`] for a file that PIXEL did not
+/// write; [`ArchiveError::OutputKind`] for a directory; [`ArchiveError::TensorLength`] for values that do not fill
+/// their shape; [`ArchiveError::Manifest`] for a name that is taken by a stream of a packed weight;
+/// [`ArchiveError::Io`]. Nothing is then left under the final name.
 ///
 /// # Example
 /// ```

@@ -14,7 +14,7 @@ use super::error::{ArchiveError, ManifestError};
 use super::manifest::{Manifest, PackedEntry};
 use super::reader::stream_name;
 use super::shard_writer::{ShardWriter, TensorPlan, data_start, header, in_file_order};
-use super::staging::{OutputKind, Staging};
+use super::staging::{OutputKind, Replace, Staging};
 use crate::error::ConfigError;
 use crate::packed::{PackedHeader, PackedWeight};
 use safetensors::Dtype;
@@ -93,7 +93,7 @@ impl CheckpointWriter {
         if kind == OutputKind::File && files.len() > 1 {
             return Err(ArchiveError::OutputIsFile { path: output.to_owned(), shards: files.len() });
         }
-        let staging = Staging::new(output, kind, overwrite)?;
+        let staging = Staging::new(output, kind, Replace::ours_if(overwrite))?;
         let create = |plan: &FilePlan| {
             let path = match kind {
                 OutputKind::Directory => staging.path().join(&plan.file_name),

@@ -1,6 +1,6 @@
 //! A checkpoint into an archive, tensor by tensor.
 
-use super::files::{SideFiles, check_inputs, check_overlap, write_index};
+use super::files::{Extras, SideFiles, check_model_output};
 use super::progress::Progress;
 use super::report::{CompressionReport, TensorReport};
 use super::workers;
@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 pub struct RunOptions {
     /// Workers, each with one tensor at a time; 0 for one a processor.
     pub threads: usize,
-    /// Replace an existing output.
+    /// Replace an existing output, if PIXEL wrote it.
     pub overwrite: bool,
 }
 
@@ -32,9 +32,7 @@ pub fn compress_checkpoint(
     progress: &dyn Progress,
 ) -> Result<CompressionReport, ArchiveError> {
     let output = output.as_ref();
-    check_overlap(checkpoint.root(), output)?;
-    let shards = checkpoint.shards().iter().map(|shard| shard.path.as_path());
-    check_inputs(shards.chain(plan.calibration().map(Calibration::path)), output)?;
+    check_model_output(checkpoint, plan.calibration().map(Calibration::path), output, options.overwrite)?;
     let side_files = SideFiles::of(checkpoint)?;
     let writer = ArchiveWriter::create(output, OutputKind::of(output), plan.files(), options.overwrite)?;
     let reports = Mutex::new(Vec::new());
@@ -47,13 +45,9 @@ pub fn compress_checkpoint(
         progress.tensor_done(&item.name, item.num_weights());
         Ok(())
     })?;
-    let side_bytes = writer.finish(|dir| {
-        let copied = side_files.copy(checkpoint.root(), dir)?;
-        match checkpoint.has_index() {
-            true => Ok(copied + write_index(dir, &plan.weight_map(), plan.tensor_bytes())?),
-            false => Ok(copied),
-        }
-    })?;
+    let (weight_map, tensor_bytes) = (plan.weight_map(), plan.tensor_bytes());
+    let extras = Extras { checkpoint, side_files: &side_files, weight_map: &weight_map, tensor_bytes };
+    let side_bytes = writer.finish(|dir| extras.write(dir))?;
     let mut tensors = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(CompressionReport {

@@ -1,12 +1,12 @@
 //! An archive back into a dense checkpoint.
 
 use super::compress::RunOptions;
-use super::files::{SideFiles, check_inputs, check_overlap, write_index};
+use super::files::{Extras, SideFiles, check_model_output};
 use super::progress::Progress;
 use super::workers;
 use crate::archive::{
     Archive, ArchiveError, CheckpointWriter, FilePlan, FloatType, MANIFEST_HASH_KEY, MANIFEST_KEY, OutputKind,
-    ShardWriter, TensorPlan,
+    PRODUCER, PRODUCER_KEY, ShardWriter, TensorPlan,
 };
 use crate::packed::PackedWeight;
 use crate::synthesis::Synthesis;
@@ -19,7 +19,8 @@ const CHUNK_WEIGHTS: usize = 1 << 18;
 /// Writes the dense weights of `archive` to `output`: a file if that ends in `.safetensors`, a directory otherwise.
 ///
 /// Every weight takes the type that it had in the source, or `dtype`, which then holds for all float tensors. Hashes
-/// are checked on the way. Returns the bytes of the weights.
+/// are checked on the way. The metadata name PIXEL as what wrote the files, so that it may replace them. Returns the
+/// bytes of the weights.
 ///
 /// # Errors
 /// [`ArchiveError`]; nothing is then left under the final name.
@@ -31,8 +32,7 @@ pub fn decompress_archive(
     progress: &dyn Progress,
 ) -> Result<u64, ArchiveError> {
     let (checkpoint, output) = (archive.checkpoint(), output.as_ref());
-    check_overlap(checkpoint.root(), output)?;
-    check_inputs(checkpoint.shards().iter().map(|shard| shard.path.as_path()), output)?;
+    check_model_output(checkpoint, [], output, options.overwrite)?;
     let side_files = SideFiles::of(checkpoint)?;
     let mut items = dense_items(archive, dtype)?;
     let (mut files, mut metadata, mut weight_map) = (Vec::new(), Vec::new(), BTreeMap::new());
@@ -40,6 +40,7 @@ pub fn decompress_archive(
         let tensors = items.iter().filter(|item| item.shard == index).map(|item| item.plan.clone()).collect();
         let mut own = shard.metadata.clone();
         own.retain(|key, _| key != MANIFEST_KEY && key != MANIFEST_HASH_KEY);
+        own.insert(PRODUCER_KEY.to_owned(), PRODUCER.to_owned());
         let file = FilePlan::new(shard.file_name.clone(), tensors, &own)?;
         weight_map.extend(file.tensors().map(|tensor| (tensor.name.clone(), shard.file_name.clone())));
         files.push(file);
@@ -61,13 +62,8 @@ pub fn decompress_archive(
         Ok(())
     })?;
     let total = items.iter().map(|item| item.plan.num_bytes() as u64).sum();
-    writer.finish(metadata, |dir| {
-        side_files.copy(checkpoint.root(), dir)?;
-        if checkpoint.has_index() {
-            write_index(dir, &weight_map, total)?;
-        }
-        Ok(())
-    })?;
+    let extras = Extras { checkpoint, side_files: &side_files, weight_map: &weight_map, tensor_bytes: total };
+    writer.finish(metadata, |dir| extras.write(dir))?;
     Ok(total)
 }
 

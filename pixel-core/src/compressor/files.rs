@@ -1,8 +1,8 @@
 //! The files of a checkpoint in addition to its weights, and where an output may lie.
 
-use crate::archive::{ArchiveError, Checkpoint};
+use crate::archive::{ArchiveError, Checkpoint, OutputKind, check_output, write_file_list};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -103,12 +103,33 @@ fn is_index_or_shard(checkpoint: &Checkpoint, path: &Path) -> bool {
     path == checkpoint.root().join(crate::archive::INDEX_FILE) || checkpoint.shards().iter().any(|s| s.path == path)
 }
 
+/// The files of a directory of weights in addition to these.
+#[derive(Debug)]
+pub(super) struct Extras<'a> {
+    /// Where the model comes from.
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) side_files: &'a SideFiles,
+    /// The stored tensors by name, each with its file.
+    pub(super) weight_map: &'a BTreeMap<String, String>,
+    /// Their bytes.
+    pub(super) tensor_bytes: u64,
+}
+
+impl Extras<'_> {
+    /// Adds them to `dir`: what is copied, an index where the model has one, and the list of all files. Returns their
+    /// size in bytes.
+    pub(super) fn write(&self, dir: &Path) -> Result<u64, ArchiveError> {
+        let mut bytes = self.side_files.copy(self.checkpoint.root(), dir)?;
+        if self.checkpoint.has_index() {
+            bytes += write_index(dir, self.weight_map, self.tensor_bytes)?;
+        }
+        let weights: BTreeSet<&str> = self.weight_map.values().map(String::as_str).collect();
+        Ok(bytes + write_file_list(dir, &weights.into_iter().collect::<Vec<_>>())?)
+    }
+}
+
 /// Writes the index of a sharded output; returns its size in bytes.
-pub(super) fn write_index(
-    dir: &Path,
-    weight_map: &BTreeMap<String, String>,
-    total_size: u64,
-) -> Result<u64, ArchiveError> {
+fn write_index(dir: &Path, weight_map: &BTreeMap<String, String>, total_size: u64) -> Result<u64, ArchiveError> {
     let path = dir.join(crate::archive::INDEX_FILE);
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     let text = serde_json::to_string_pretty(&index).expect("a map of strings");
@@ -121,8 +142,26 @@ pub(super) fn write_index(
     Ok(text.len() as u64)
 }
 
+/// Refuses an output of [`compress_checkpoint`](super::compress_checkpoint) as that would do, before anything is
+/// computed for it: one that overlaps the model or would take one of the files `inputs` with it, and one that is in the
+/// way of [what exists](crate::archive::check_output).
+///
+/// # Errors
+/// [`ArchiveError::Overlap`], those of [`check_output`](crate::archive::check_output), and [`ArchiveError::Io`].
+pub fn check_model_output<'a>(
+    checkpoint: &'a Checkpoint,
+    inputs: impl IntoIterator<Item = &'a Path>,
+    output: impl AsRef<Path>,
+    overwrite: bool,
+) -> Result<(), ArchiveError> {
+    let output = output.as_ref();
+    check_overlap(checkpoint.root(), output)?;
+    check_inputs(checkpoint.shards().iter().map(|shard| shard.path.as_path()).chain(inputs), output)?;
+    check_output(output, OutputKind::of(output), overwrite)
+}
+
 /// Refuses an output inside the input and an input inside the output.
-pub(super) fn check_overlap(input: &Path, output: &Path) -> Result<(), ArchiveError> {
+fn check_overlap(input: &Path, output: &Path) -> Result<(), ArchiveError> {
     let input_full = std::fs::canonicalize(input).map_err(ArchiveError::io("open", input))?;
     let output_full = resolve(output)?;
     if output_full.starts_with(&input_full) || input_full.starts_with(&output_full) {
@@ -133,7 +172,7 @@ pub(super) fn check_overlap(input: &Path, output: &Path) -> Result<(), ArchiveEr
 
 /// Refuses an output that would replace one of the files `inputs`, or a directory in which one lies, wherever links
 /// lead.
-pub(super) fn check_inputs<'a>(inputs: impl Iterator<Item = &'a Path>, output: &Path) -> Result<(), ArchiveError> {
+fn check_inputs<'a>(inputs: impl Iterator<Item = &'a Path>, output: &Path) -> Result<(), ArchiveError> {
     let output_full = resolve(output)?;
     for input in inputs {
         let full = std::fs::canonicalize(input).map_err(ArchiveError::io("open", input))?;

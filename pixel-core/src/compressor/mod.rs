@@ -12,6 +12,7 @@ mod workers;
 
 pub use compress::{RunOptions, compress_checkpoint};
 pub use decompress::decompress_archive;
+pub use files::check_model_output;
 pub use pixel::{CompressError, CompressedModel, CompressedTensor, CompressorStats, PIXELCompressor};
 pub use progress::Progress;
 pub use rates::{AllocatedTensor, Allocation, RateRequest, RateTarget, Scope, allocate_rates};

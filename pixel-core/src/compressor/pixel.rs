@@ -198,10 +198,11 @@ impl PIXELCompressor {
         self.write(model, path.as_ref(), false)
     }
 
-    /// [`save`](Self::save) in place of an existing file.
+    /// [`save`](Self::save) in place of an existing file that PIXEL wrote.
     ///
     /// # Errors
-    /// [`ArchiveError::OutputKind`] if the path is a directory; [`ArchiveError`]. An existing file is then unchanged.
+    /// [`ArchiveError::OutputKind`] if the path is a directory; [`ArchiveError::ForeignFile`] if PIXEL did not write
+    /// what is there; [`ArchiveError`]. An existing file is then unchanged.
     pub fn save_replacing(&self, model: &CompressedModel, path: impl AsRef<Path>) -> Result<(), ArchiveError> {
         self.write(model, path.as_ref(), true)
     }

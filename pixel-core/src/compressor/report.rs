@@ -122,7 +122,7 @@ pub struct CompressionReport {
     pub source_file_bytes: u64,
     /// Bytes of the weight files, including headers.
     pub weight_file_bytes: u64,
-    /// Bytes of the files copied along and of the index.
+    /// Bytes of the files copied along, of the index, and of the list of files.
     pub side_file_bytes: u64,
     /// Files of the source that were not copied: weights in another form, links to directories, broken links.
     #[serde(serialize_with = "lossy")]

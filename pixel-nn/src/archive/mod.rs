@@ -70,7 +70,7 @@ impl ArchiveStore {
         Self { path, overwrite: false, allow_partial: false, renames: Vec::new() }
     }
 
-    /// Whether [`save`](Self::save) replaces a file that is there. Default: no.
+    /// Whether [`save`](Self::save) replaces a file that is there, provided that PIXEL wrote it. Default: no.
     pub fn with_overwrite(mut self, overwrite: bool) -> Self {
         self.overwrite = overwrite;
         self

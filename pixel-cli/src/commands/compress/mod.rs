@@ -13,7 +13,9 @@ use clap::builder::PossibleValuesParser;
 use pixel_core::archive::calibration::Calibration;
 use pixel_core::archive::{ArchiveError, Checkpoint, write_file};
 use pixel_core::codec::FAMILIES;
-use pixel_core::compressor::{Allocation, RateRequest, RateTarget, allocate_rates, compress_checkpoint, sample_errors};
+use pixel_core::compressor::{
+    Allocation, RateRequest, RateTarget, allocate_rates, check_model_output, compress_checkpoint, sample_errors,
+};
 use pixel_core::plan::{Plan, PlanItem, Recipe, Remark, num_workers};
 use pixel_experimental::{HybridFitter, RankRequest, Ranks, choose_ranks, search_memory};
 use print::{DryRun, Finished};
@@ -148,6 +150,10 @@ impl Args {
         };
         // What is chosen below is written as rules for every tensor, in front of those that were asked for.
         self.print_remarks(&self.plan(&inputs, recipe.clone())?);
+        if let Some(output) = self.output.as_deref().filter(|_| !self.dry_run) {
+            let calibration = inputs.calibration.as_deref().map(Calibration::path);
+            check_model_output(&inputs.checkpoint, calibration, output, self.run.options().overwrite)?;
+        }
         let Chosen { recipe, toml, ranks } = self.choose(&inputs, recipe)?;
         let plan = self.plan(&inputs, recipe)?;
         if let Some(path) = &self.save_recipe {
@@ -175,6 +181,10 @@ impl Args {
             if !overwrite && path.symlink_metadata().is_ok() {
                 return Err(ArchiveError::OutputExists { path: path.to_owned() }.into());
             }
+        }
+        if let Some(path) = self.save_recipe.as_deref().filter(|path| path.symlink_metadata().is_ok()) {
+            let is_recipe = std::fs::read_to_string(path).is_ok_and(|text| Recipe::from_toml(&text).is_ok());
+            anyhow::ensure!(is_recipe, "--save-recipe {}: the file is no recipe, and is not replaced", path.display());
         }
         let recipes = [("--recipe", &self.recipe), ("--save-recipe", &self.save_recipe)];
         for (option, recipe) in recipes.into_iter().filter_map(|(option, path)| Some((option, path.as_ref()?))) {

@@ -1,8 +1,8 @@
 //! What a calibration file says of itself: the texts, the groups, and how much each token counts.
 
 use super::{CALIBRATION_KEY, VERSION_MAJOR, VERSION_MINOR};
-use crate::archive::TensorPlan;
 use crate::archive::writer::Metadata;
+use crate::archive::{PRODUCER, TensorPlan};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ impl Description {
     pub fn new(weighting: Weighting, sources: Vec<Source>) -> Self {
         Self {
             version: format!("{VERSION_MAJOR}.{VERSION_MINOR}"),
-            producer: concat!("pixel-core ", env!("CARGO_PKG_VERSION")).to_owned(),
+            producer: PRODUCER.to_owned(),
             weighting,
             sources,
             groups: BTreeMap::new(),

@@ -16,8 +16,8 @@ impl CalibrationWriter {
     /// Starts a file for the groups of `description`, whose token counts are not known yet.
     ///
     /// # Errors
-    /// [`ArchiveError::OutputExists`] unless `overwrite`; [`ArchiveError::OutputKind`] for a directory;
-    /// [`ArchiveError::Io`].
+    /// [`ArchiveError::OutputExists`] unless `overwrite`; [`ArchiveError::ForeignFile`] for a file that PIXEL did not
+    /// write, [`ArchiveError::OutputKind`] for a directory; [`ArchiveError::Io`].
     pub fn create(path: impl AsRef<Path>, mut description: Description, overwrite: bool) -> Result<Self, ArchiveError> {
         let path = path.as_ref();
         // The longest numbers that can occur.
