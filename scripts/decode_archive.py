@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A second decoder of PIXEL archives, written from `docs/format.md` alone.
 
-    python3 decode_archive.py ARCHIVE.safetensors DENSE.safetensors
+    python3 decode_archive.py ARCHIVE.pixel DENSE.safetensors
 
 decodes every packed weight of one shard and compares it to the file that `pixel decompress` wrote from that shard. It
 prints a line per codec and exits 1 if anything differs.
@@ -544,7 +544,7 @@ def main(archive_path, dense_path):
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: decode_archive.py ARCHIVE.safetensors DENSE.safetensors")
+        sys.exit("usage: decode_archive.py ARCHIVE.pixel DENSE.safetensors")
     try:
         sys.exit(main(sys.argv[1], sys.argv[2]))
     except Refused as error:

@@ -42,9 +42,9 @@ def read_struct(file, layout):
 def safetensors_contents(directory):
     """What the blocks and the embeddings of an archive or of a dense model take."""
     blocks, embeddings = Stored(), Stored()
-    paths = sorted(Path(directory).glob("*.safetensors"))
+    paths = sorted(path for path in Path(directory).iterdir() if path.suffix in (".safetensors", ".pixel"))
     if not paths:
-        raise BesideError(f"{directory} has no .safetensors file")
+        raise BesideError(f"{directory} has no .safetensors or .pixel file")
     for path in paths:
         with open(path, "rb") as file:
             header = json.loads(file.read(*read_struct(file, "Q")))

@@ -44,7 +44,10 @@ pub fn file_bytes(dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors" || extension == "json") {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // The list of files is hidden.
+        let is_needed = !name.starts_with('.') && [".safetensors", ".pixel", ".json"].iter().any(|e| name.ends_with(e));
+        if is_needed {
             bytes += fs::metadata(path)?.len();
         }
     }

@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::HumanBytes;
 use pixel_core::WeightError;
-use pixel_core::archive::ArchiveError;
+use pixel_core::archive::{ArchiveError, Checkpoint};
 #[cfg(feature = "models")]
 use pixel_nn::calibration::CalibrationError;
 
@@ -76,6 +76,11 @@ fn tensor_that_is_not_finite<'a>(error: &'a (dyn std::error::Error + 'static)) -
 /// A tensor's name as a regular expression for itself: dots are what names are full of.
 fn expression_for(name: &str) -> String {
     name.replace('.', "\\.")
+}
+
+/// Says on standard error what the owner of a model's files may not expect.
+pub(crate) fn remarks(checkpoint: &Checkpoint) {
+    checkpoint.remarks().iter().for_each(|remark| eprintln!("note: {remark}"));
 }
 
 /// Whether an error is that of an output which is there already.

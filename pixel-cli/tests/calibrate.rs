@@ -52,7 +52,7 @@ fn compress(dir: &TempDir, output: &str, more: &[&str]) -> Value {
 }
 
 fn weights(path: &Path) -> Vec<u8> {
-    fs::read(path.join("model.safetensors")).unwrap()
+    fs::read(path.join("model.pixel")).unwrap()
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn protected_columns_are_counted_listed_and_restored() {
     assert_eq!(line(&small, layer, "bytes") - line(&plain, layer, "bytes"), 5 * 4 + 5 * 64 * 2);
     assert_eq!((line(&small, layer, "protected"), line(&small, "embed_tokens.weight", "protected")), (5, 0));
     pixel(&["inspect", "small"], dir.path()).success().stdout(contains("rotated, 5 columns protected"));
-    assert_eq!(done["report"]["weight_file_bytes"], size(&dir.path().join("small/model.safetensors")));
+    assert_eq!(done["report"]["weight_file_bytes"], size(&dir.path().join("small/model.pixel")));
     pixel(&["verify", "small", "--against", "model"], dir.path()).success();
     pixel(&["decompress", "small", "dense"], dir.path()).success();
     pixel(&["diff", "small", "dense"], dir.path()).success().stdout(contains("5 tensors are equal"));
@@ -144,7 +144,7 @@ fn low_rank_parts_are_counted_listed_and_restored() {
     let planned = json(compress(dir.path(), "model", "none", &["--hybrid", "3", "--dry-run", "--json"]).success());
     let done = json(compress(dir.path(), "model", "small", &["--hybrid", "3", "--json"]).success());
     assert_eq!(planned["weight_file_bytes"], done["report"]["weight_file_bytes"]);
-    assert_eq!(done["report"]["weight_file_bytes"], size(&dir.path().join("small/model.safetensors")));
+    assert_eq!(done["report"]["weight_file_bytes"], size(&dir.path().join("small/model.pixel")));
     let [plain, small] = ["plain", "small"].map(|name| json(pixel(&["inspect", name, "--json"], dir.path()).success()));
     let line = |listing: &serde_json::Value, name: &str, what| listing["tensors"][name][what].as_u64().unwrap();
     let layer = "layers.0.q_proj.weight";
@@ -162,7 +162,7 @@ fn low_rank_parts_are_counted_listed_and_restored() {
     for threads in ["1", "2"] {
         compress(dir.path(), "model", threads, &["--hybrid", "3", "--factors", "f16", "--threads", threads]).success();
     }
-    let read = |name| std::fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
+    let read = |name| std::fs::read(dir.path().join(name).join("model.pixel")).unwrap();
     assert_eq!(read("1"), read("2"));
     let refused = compress(dir.path(), "model", "more", &["--hybrid", "65"]).code(2);
     refused.stderr(contains("layers.0.q_proj.weight").and(contains("rank = 65 is outside 1 to 64")));
@@ -207,7 +207,7 @@ fn low_rank_parts_are_put_where_they_pay() {
     let recipe = std::fs::read_to_string(dir.path().join("found.toml")).unwrap();
     assert!(recipe.contains("rank = 1") && recipe.contains("layers\\.2\\.spiked"), "{recipe}");
     pixel(&["compress", "model", "again", "--recipe", "found.toml"], dir.path()).success();
-    let read = |name| std::fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
+    let read = |name| std::fs::read(dir.path().join(name).join("model.pixel")).unwrap();
     assert_eq!(read("auto"), read("again"));
     pixel(&["compress", "model", "never", "--recipe", "found.toml", "--hybrid", "never"], dir.path()).success();
     let listed = json(pixel(&["inspect", "never", "--json"], dir.path()).success());
@@ -241,7 +241,7 @@ fn a_dry_run_writes_nothing_and_prints_the_exact_size() {
     assert!(!planned["samples"].as_array().unwrap().is_empty());
     let done = json(compress(dir.path(), "model", "small", &["--json"]).success());
     assert_eq!(planned["weight_file_bytes"], done["report"]["weight_file_bytes"]);
-    assert_eq!(planned["weight_file_bytes"], size(&dir.path().join("small/model.safetensors")));
+    assert_eq!(planned["weight_file_bytes"], size(&dir.path().join("small/model.pixel")));
 }
 
 #[test]
@@ -356,7 +356,9 @@ fn outputs_that_would_do_harm_are_refused() {
     compress(dir.path(), "model/model.safetensors", "model", &["--overwrite"]).code(2).stderr(contains("overlap"));
     compress(dir.path(), "nowhere", "out", &[]).code(2).stderr(contains("cannot open nowhere"));
     std::fs::create_dir(dir.path().join("empty")).unwrap();
-    compress(dir.path(), "empty", "out", &[]).code(2).stderr(contains("holds neither"));
+    compress(dir.path(), "empty", "out", &[])
+        .code(2)
+        .stderr(contains("holds neither weights (*.safetensors, *.pixel) nor an index"));
     compress(dir.path(), "model", "empty", &[])
         .code(2)
         .stderr(contains("empty exists already").and(contains("; --overwrite replaces it if PIXEL wrote it\n")));
@@ -385,6 +387,9 @@ fn an_output_is_replaced_only_if_all_of_it_was_written_by_pixel() {
     sharded(dir.path());
     let refused = compress(dir.path(), "model", "sharded", &["--overwrite"]).code(2);
     refused.stderr(contains("sharded holds a.safetensors, which PIXEL did not write there"));
+    std::fs::write(path("notes.txt"), "not a recipe").unwrap();
+    let args = ["compress", "model", "new", "--hybrid", "auto", "--save-recipe", "notes.txt", "--overwrite"];
+    pixel(&args, dir.path()).code(2).stderr(contains("--save-recipe notes.txt: the file is no recipe"));
     // What compress and decompress write is replaced, again and again, also by each other.
     std::fs::create_dir(path("small")).unwrap();
     for _ in 0..2 {

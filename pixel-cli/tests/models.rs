@@ -86,11 +86,11 @@ fn hashes_are_checked_unless_told_not_to() {
     let args = ["run", "small", "--prompt", "w1", "--temperature", "0", "-n", "5"];
     let intact = json_of(dir.path(), &[&args[..], &["--skip-hashes"]].concat());
     assert_eq!(intact["tokens"], json_of(dir.path(), &args)["tokens"]);
-    let file = dir.path().join("small/model.safetensors");
+    let file = dir.path().join("small/model.pixel");
     let mut bytes = fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&file, bytes).unwrap();
-    pixel(dir.path(), &args).code(2).stdout("").stderr(contains("small/model.safetensors").and(contains("is damaged")));
+    pixel(dir.path(), &args).code(2).stdout("").stderr(contains("small/model.pixel").and(contains("is damaged")));
     json_of(dir.path(), &[&args[..], &["--skip-hashes"]].concat());
 }
 
@@ -178,8 +178,8 @@ fn an_archive_is_measured_against_its_source() {
     // Of the seven matrices of a layer two have the 1024 weights from which on they are coded; the others keep 32 bits.
     let bits = number(&report["size"]["linear_bits_per_weight"]);
     assert!(bits > 4.0 && bits < 32.0, "{bits}");
-    let file_bytes = |model: &str| fs::metadata(dir.path().join(model).join("model.safetensors")).unwrap().len();
-    let ratio = file_bytes("llama") as f64 / file_bytes("small") as f64;
+    let file_bytes = |file: &str| fs::metadata(dir.path().join(file)).unwrap().len();
+    let ratio = file_bytes("llama/model.safetensors") as f64 / file_bytes("small/model.pixel") as f64;
     assert_relative_eq!(number(&report["weight_file_ratio"]), ratio, max_relative = 1e-12);
     pixel(dir.path(), &args).success().stderr("").stdout(
         contains("bits/weight")

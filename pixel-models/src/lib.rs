@@ -68,7 +68,7 @@ pub use weights::{LinearSize, TokenEmbedding};
 use burn::module::ParamId;
 use burn::tensor::{Bool, Device, FloatDType, Int, Tensor};
 use config::CONFIG_FILE;
-use pixel_core::archive::Model;
+use pixel_core::archive::{Model, model_folder};
 use pixel_nn::SynthesisMode;
 use pixel_nn::attention::CacheFormat;
 use std::collections::BTreeMap;
@@ -212,7 +212,7 @@ pub struct EncoderModel {
 /// # }
 /// ```
 pub fn load(path: impl AsRef<Path>, options: &LoadOptions, device: &Device) -> Result<LoadedModel, ModelError> {
-    let path = path.as_ref();
+    let path = &model_folder(path)?;
     let side_file = |name: &str| if path.is_file() { path.with_file_name(name) } else { path.join(name) };
     let config = ModelConfig::from_file(side_file(CONFIG_FILE))?;
     let weights = match Model::open(path)? {

@@ -30,6 +30,9 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let archive = Archive::open(&self.input)?;
+        if !self.run.quiet {
+            output::remarks(archive.checkpoint());
+        }
         let packed = archive.entries().values().map(|entry| entry.header().shape.num_weights() as u64);
         let kept = archive.kept().keys().filter_map(|name| archive.checkpoint().tensors().get(name));
         let weights = packed.sum::<u64>() + kept.map(|info| info.shape.iter().product::<usize>() as u64).sum::<u64>();

@@ -62,6 +62,7 @@ struct Difference {
 impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let (a, b) = (Model::open(&self.a)?, Model::open(&self.b)?);
+        [&a, &b].into_iter().for_each(|model| output::remarks(model.checkpoint()));
         let (tensors_a, tensors_b) = (a.tensors(), b.tensors());
         let calibration = self.calibration.as_deref().map(Calibration::open).transpose()?;
         let wanted = |name: &&String| self.include.as_ref().is_none_or(|include| include.is_match(name));

@@ -54,7 +54,8 @@ impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let checkpoint = Checkpoint::open(&self.input)?;
         let header_bytes = checkpoint.shards().iter().map(|shard| shard.header_bytes).sum();
-        let total_bytes = size_of(&self.input)?;
+        output::remarks(&checkpoint);
+        let total_bytes = size_of(checkpoint.root())?;
         let is_archive = checkpoint.shards().iter().any(|shard| shard.metadata.contains_key(MANIFEST_KEY));
         let tensors =
             if is_archive { archive_lines(&Archive::from_checkpoint(checkpoint)?) } else { dense_lines(&checkpoint) };

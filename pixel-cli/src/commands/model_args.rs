@@ -1,8 +1,10 @@
 //! The options of commands that run a model, and how they load one.
 
+use crate::output;
 use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::Device;
 use clap::{ValueEnum, value_parser};
+use pixel_core::archive::Checkpoint;
 use pixel_core::backend::probe_device;
 use pixel_models::tokenizer::TextTokenizer;
 use pixel_models::{LoadOptions, LoadedModel, load};
@@ -108,7 +110,10 @@ impl ModelArgs {
     /// Loads a model as `options` say.
     pub(crate) fn load_with(self, path: &Path, options: &LoadOptions) -> Result<LoadedModel> {
         self.start_threads()?;
-        Ok(load(path, options, &self.device()?)?)
+        let model = load(path, options, &self.device()?)?;
+        // It has been opened once; what is read again are the headers.
+        output::remarks(&Checkpoint::open(path)?);
+        Ok(model)
     }
 }
 

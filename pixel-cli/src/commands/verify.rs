@@ -42,6 +42,8 @@ impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let archive = Archive::open(&self.input)?;
         let source = self.against.as_deref().map(Model::open).transpose()?;
+        output::remarks(archive.checkpoint());
+        source.iter().for_each(|source| output::remarks(source.checkpoint()));
         let mut failures = Vec::new();
         let mut sums: BTreeMap<String, ErrorSums> = BTreeMap::new();
         for (name, entry) in archive.entries() {

@@ -1,19 +1,16 @@
 //! A directory or file of safetensors, mapped into memory.
 
 use super::dtype::FloatType;
-use super::error::{ArchiveError, IndexError, SafetensorsError};
+use super::error::ArchiveError;
+use super::foreign::explain;
+use super::layout::{Index, Layout};
+use super::remark::Remark;
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensorError, SafeTensors};
-use serde::Deserialize;
-use std::collections::{BTreeMap, BTreeSet};
+use safetensors::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-/// The file name of a checkpoint of one shard.
-pub const SINGLE_FILE: &str = "model.safetensors";
-/// The file name of the index of a checkpoint of several shards.
-pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// A checkpoint: the tensors of one or more safetensors files. Offsets and sizes have been checked.
 #[derive(Debug)]
@@ -21,7 +18,8 @@ pub struct Checkpoint {
     root: PathBuf,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, TensorInfo>,
-    has_index: bool,
+    index: Option<PathBuf>,
+    remarks: Vec<Remark>,
 }
 
 /// One file.
@@ -57,64 +55,61 @@ impl TensorInfo {
     }
 }
 
-/// The part of `model.safetensors.index.json` that readers use.
-#[derive(Debug, Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
 impl Checkpoint {
-    /// Opens a safetensors file, or a directory that holds `model.safetensors`, `model.safetensors.index.json`, or any
-    /// other single `.safetensors` file.
+    /// Opens a safetensors file, an index of shards, or a directory with weights: that holds `model.safetensors`,
+    /// `model.safetensors.index.json`, the same of an archive (`model.pixel`), or a single other index or weight file.
+    /// Of the cache folder of a model (`models--OWNER--NAME`) it is the [snapshot](super::model_folder) in use.
+    ///
+    /// An index decides which tensors a model has. What does not agree with it and can be read all the same is told by
+    /// [`remarks`](Self::remarks).
     ///
     /// # Errors
-    /// [`ArchiveError`] if there is no such file, or one is not valid, or the index and the shards disagree.
+    /// [`ArchiveError`] if there is no such file, one is not valid, the index names a file or tensor that is not there,
+    /// or several models lie in the directory.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ArchiveError> {
-        let path = path.as_ref();
-        let metadata = std::fs::metadata(path).map_err(ArchiveError::io("open", path))?;
-        if !metadata.is_dir() {
-            return Self::from_files(path, vec![path.to_owned()], None);
-        }
-        let index = path.join(INDEX_FILE);
-        if index.exists() {
-            let weight_map = read_index(&index)?;
-            let files: BTreeSet<&String> = weight_map.values().collect();
-            let files = files.into_iter().map(|file| path.join(file)).collect();
-            return Self::from_files(path, files, Some(&weight_map));
-        }
-        Self::from_files(path, vec![only_file(path)?], None)
-    }
-
-    fn from_files(
-        root: &Path,
-        files: Vec<PathBuf>,
-        weight_map: Option<&BTreeMap<String, String>>,
-    ) -> Result<Self, ArchiveError> {
-        let mut checkpoint = Self {
-            root: root.to_owned(),
-            shards: Vec::new(),
-            tensors: BTreeMap::new(),
-            has_index: weight_map.is_some(),
-        };
+        let Layout { root, files, index, remarks } = Layout::of(path.as_ref())?;
+        let mut checkpoint = Self { root, shards: Vec::new(), tensors: BTreeMap::new(), index: None, remarks };
         for path in files {
             let (shard, tensors) = Shard::open(&path, checkpoint.shards.len())?;
-            for (name, info) in tensors {
-                if weight_map.is_some_and(|map| map.get(&name) != Some(&shard.file_name)) {
-                    return Err(ArchiveError::StrayTensor { path, tensor: name });
-                }
-                checkpoint.tensors.insert(name, info);
-            }
+            checkpoint.take(tensors, &shard, index.as_ref());
             checkpoint.shards.push(shard);
         }
-        for (tensor, file) in weight_map.into_iter().flatten() {
-            if !checkpoint.tensors.contains_key(tensor) {
-                return Err(ArchiveError::MissingTensor { path: root.join(file), tensor: tensor.clone() });
-            }
+        if let Some(index) = index {
+            checkpoint.find_missing(&index)?;
+            checkpoint.index = Some(index.path);
         }
         Ok(checkpoint)
     }
 
-    /// The file or directory that was opened.
+    /// Takes the tensors of `shard`, those alone that the index places there if there is one.
+    fn take(&mut self, tensors: Vec<(String, TensorInfo)>, shard: &Shard, index: Option<&Index>) {
+        let is_placed = |name: &String| index.is_none_or(|index| index.weight_map.get(name) == Some(&shard.file_name));
+        let (placed, others): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|(name, _)| is_placed(name));
+        self.tensors.extend(placed);
+        if let (Some(index), false) = (index, others.is_empty()) {
+            let mut tensors: Vec<String> = others.into_iter().map(|(name, _)| name).collect();
+            tensors.sort();
+            let (file, index) = (shard.path.clone(), index.name().to_owned());
+            self.remarks.push(Remark::TensorsNotTaken { file, index, tensors });
+        }
+    }
+
+    /// Refuses an index that places a tensor where it is not, unless the model has it under another name.
+    fn find_missing(&mut self, index: &Index) -> Result<(), ArchiveError> {
+        let missing = index.weight_map.iter().filter(|(tensor, _)| !self.tensors.contains_key(*tensor));
+        let mut remarks = Vec::new();
+        for (tensor, file) in missing {
+            let (tensor, file) = (tensor.clone(), self.root.join(file));
+            match tied_to(&tensor, &self.tensors) {
+                Some(same_as) => remarks.push(Remark::TiedTensor { file, tensor, same_as: same_as.to_owned() }),
+                None => return Err(ArchiveError::MissingTensor { path: file, tensor }),
+            }
+        }
+        self.remarks.extend(remarks);
+        Ok(())
+    }
+
+    /// The file that was opened, or the directory in which the weights lie.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -124,9 +119,14 @@ impl Checkpoint {
         self.shards.iter().all(|shard| shard.path != self.root)
     }
 
-    /// Whether an index lists the shards.
-    pub fn has_index(&self) -> bool {
-        self.has_index
+    /// The index that lists the shards, if there is one.
+    pub fn index(&self) -> Option<&Path> {
+        self.index.as_deref()
+    }
+
+    /// What the owner of the files may not expect: worth saying, and no error.
+    pub fn remarks(&self) -> &[Remark] {
+        &self.remarks
     }
 
     /// The files.
@@ -229,76 +229,18 @@ impl Shard {
     }
 }
 
-/// What is wrong with a header that the safetensors library refused, with the tensor at fault where the library does
-/// not name it.
-fn explain(bytes: &[u8], error: SafeTensorError) -> SafetensorsError {
-    #[derive(Deserialize)]
-    struct Entry {
-        dtype: String,
-        data_offsets: (u64, u64),
-    }
-    let known = |dtype: &str| serde_json::from_value::<Dtype>(dtype.into()).is_ok();
-    let header = (|| {
-        let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
-        let header = bytes.get(8..usize::try_from(length.checked_add(8)?).ok()?)?;
-        serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(header).ok()
-    })();
-    let mut entries: Vec<(String, Entry)> = Vec::new();
-    for (tensor, value) in header.into_iter().flatten().filter(|(name, _)| name != "__metadata__") {
-        match serde_json::from_value::<Entry>(value) {
-            Err(source) => return SafetensorsError::Entry { tensor, source },
-            Ok(Entry { dtype, .. }) if !known(&dtype) => return SafetensorsError::UnknownDtype { tensor, dtype },
-            Ok(entry) => entries.push((tensor, entry)),
-        }
-    }
-    entries.sort_by_key(|(_, entry)| entry.data_offsets);
-    let mut end = 0;
-    for (tensor, entry) in entries {
-        let (start, stop) = entry.data_offsets;
-        if start < end {
-            return SafetensorsError::Overlap { tensor, start, stop, end };
-        }
-        if start > end || stop < start {
-            return SafetensorsError::Gap { tensor, start, stop, end };
-        }
-        end = stop;
-    }
-    match error {
-        SafeTensorError::MetadataIncompleteBuffer => SafetensorsError::End { end, source: error },
-        _ => SafetensorsError::Header { bytes: bytes.len(), source: error },
-    }
-}
+/// Names under which a model may have a tensor that an index lists and no file holds: a head that is the embedding, or
+/// the embeddings of encoder and decoder that are one. Each is the end of a name.
+const TIED: [(&str, &[&str]); 4] = [
+    ("lm_head.weight", &["embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight"]),
+    ("predictions.decoder.weight", &["word_embeddings.weight"]),
+    ("predictions.decoder.bias", &["predictions.bias"]),
+    ("embed_tokens.weight", &["shared.weight"]),
+];
 
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ArchiveError> {
-    let text = std::fs::read_to_string(path).map_err(ArchiveError::io("read", path))?;
-    parse_index(&text).map_err(|source| ArchiveError::Index { path: path.to_owned(), source: Box::new(source) })
-}
-
-fn parse_index(text: &str) -> Result<BTreeMap<String, String>, IndexError> {
-    let index: Index = serde_json::from_str(text)?;
-    if index.weight_map.is_empty() {
-        return Err(IndexError::Empty);
-    }
-    let is_plain = |file: &str| Path::new(file).file_name().is_some_and(|name| name == file);
-    match index.weight_map.iter().find(|(_, file)| !is_plain(file)) {
-        Some((tensor, file)) => Err(IndexError::NotPlain { tensor: tensor.clone(), file: file.clone() }),
-        None => Ok(index.weight_map),
-    }
-}
-
-/// The weights of a directory without an index.
-fn only_file(dir: &Path) -> Result<PathBuf, ArchiveError> {
-    let single = dir.join(SINGLE_FILE);
-    if single.exists() {
-        return Ok(single);
-    }
-    let entries = std::fs::read_dir(dir).map_err(ArchiveError::io("list", dir))?;
-    let mut files: Vec<PathBuf> = entries
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
-        .collect();
-    match files.len() {
-        1 => Ok(files.remove(0)),
-        _ => Err(ArchiveError::NoWeights { path: dir.to_owned() }),
-    }
+/// The tensor that `missing` is known to be tied to, if the model has it.
+fn tied_to<'a>(missing: &str, tensors: &'a BTreeMap<String, TensorInfo>) -> Option<&'a str> {
+    let sources = TIED.iter().filter(|(end, _)| missing.ends_with(end)).flat_map(|(_, sources)| *sources);
+    let find = |source: &&str| tensors.keys().map(String::as_str).find(|name| name.ends_with(source));
+    sources.copied().find_map(|source| find(&source))
 }

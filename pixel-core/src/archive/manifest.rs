@@ -1,7 +1,8 @@
 //! The description of an archive's tensors: the JSON under `__metadata__`, key `pixel`.
 
 use super::dtype::FloatType;
-use super::error::{ArchiveError, ManifestError};
+use super::error::ArchiveError;
+use super::fault::ManifestError;
 use super::ownership::PRODUCER;
 use crate::codec::CodecSpec;
 use crate::encode::LowRankSpec;

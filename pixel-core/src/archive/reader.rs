@@ -1,7 +1,8 @@
 //! Reads an archive back: every byte is checked before it is used.
 
 use super::checkpoint::{Checkpoint, TensorInfo};
-use super::error::{ArchiveError, ManifestError};
+use super::error::ArchiveError;
+use super::fault::ManifestError;
 use super::manifest::{Manifest, PackedEntry};
 use crate::codec::{Stream, StreamSpec, StreamType};
 use crate::error::FormatError;
@@ -15,7 +16,7 @@ use std::path::Path;
 /// # Example
 /// ```no_run
 /// use pixel_core::archive::Archive;
-/// let archive = Archive::open("model.pixel")?;
+/// let archive = Archive::open("small")?;
 /// for (name, entry) in archive.entries() {
 ///     println!("{name}: {} {}", entry.header().shape, entry.header().codec);
 ///     let weight = archive.packed(name)?.synthesize();

@@ -1,6 +1,7 @@
 //! Output that appears under its final name only when it is complete: the one way in which files are written.
 
 use super::error::ArchiveError;
+use super::names::is_weights;
 use super::ownership::check_ours;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,11 +16,11 @@ pub enum OutputKind {
 }
 
 impl OutputKind {
-    /// The kind that archives and checkpoints derive from a path: a file if it ends in `.safetensors`, a directory
-    /// otherwise.
+    /// The kind that archives and checkpoints derive from a path: a file if it is called like one of weights, by ending
+    /// in `.safetensors` or `.pixel`, a directory otherwise.
     pub fn of(path: impl AsRef<Path>) -> Self {
-        let is_file = path.as_ref().extension().is_some_and(|extension| extension == "safetensors");
-        if is_file { Self::File } else { Self::Directory }
+        let name = path.as_ref().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if is_weights(&name) { Self::File } else { Self::Directory }
     }
 }
 

@@ -4,7 +4,7 @@ use super::dtype::FloatType;
 use super::error::ArchiveError;
 use super::staging::OutputKind;
 use super::writer::{ArchivePlan, ArchiveTensor, ArchiveWriter, Record};
-use super::{SINGLE_FILE, blake3_hex};
+use super::{ARCHIVE_FILE, blake3_hex};
 use crate::packed::PackedWeight;
 use safetensors::Dtype;
 use std::collections::BTreeMap;
@@ -78,7 +78,7 @@ pub fn write_archive(
             ArchiveTensor::Kept { name: name.clone(), dtype: *dtype, shape: shape.clone() }
         }
     });
-    let plan = ArchivePlan::new(SINGLE_FILE, metadata, planned)?;
+    let plan = ArchivePlan::new(ARCHIVE_FILE, metadata, planned)?;
     plan.check_names(path)?;
     let writer = ArchiveWriter::create(path, OutputKind::File, &[plan], overwrite)?;
     for (name, tensor) in tensors {

@@ -10,7 +10,8 @@
 //! in last.
 
 use super::dtype::FloatType;
-use super::error::{ArchiveError, ManifestError};
+use super::error::ArchiveError;
+use super::fault::ManifestError;
 use super::manifest::{Manifest, PackedEntry};
 use super::reader::stream_name;
 use super::shard_writer::{ShardWriter, TensorPlan, data_start, header, in_file_order};

@@ -5,7 +5,7 @@ use super::progress::Progress;
 use super::report::{CompressionReport, TensorReport};
 use super::workers;
 use crate::archive::calibration::Calibration;
-use crate::archive::{ArchiveError, ArchiveWriter, Checkpoint, OutputKind, Record, blake3_hex};
+use crate::archive::{ArchiveError, ArchiveWriter, Checkpoint, OutputKind, Record, archive_name, blake3_hex};
 use crate::encode::Outcome;
 use crate::plan::{Decision, Plan, PlanItem, matrix_of};
 use std::path::Path;
@@ -20,7 +20,8 @@ pub struct RunOptions {
     pub overwrite: bool,
 }
 
-/// Compresses `checkpoint` as `plan` says to `output`: a file if that ends in `.safetensors`, a directory otherwise.
+/// Compresses `checkpoint` as `plan` says to `output`: a file if that ends in `.safetensors` or
+/// `.pixel`, a directory otherwise.
 ///
 /// # Errors
 /// [`ArchiveError`]; nothing is then left under the final name.
@@ -45,8 +46,8 @@ pub fn compress_checkpoint(
         progress.tensor_done(&item.name, item.num_weights());
         Ok(())
     })?;
-    let (weight_map, tensor_bytes) = (plan.weight_map(), plan.tensor_bytes());
-    let extras = Extras { checkpoint, side_files: &side_files, weight_map: &weight_map, tensor_bytes };
+    let (weight_map, tensor_bytes, rename) = (plan.weight_map(), plan.tensor_bytes(), archive_name);
+    let extras = Extras { checkpoint, side_files: &side_files, weight_map: &weight_map, tensor_bytes, rename };
     let side_bytes = writer.finish(|dir| extras.write(dir))?;
     let mut tensors = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -55,6 +56,7 @@ pub fn compress_checkpoint(
         source_file_bytes: checkpoint.file_bytes(),
         weight_file_bytes: plan.stored_bytes(),
         side_file_bytes: side_bytes,
+        copied_weights: side_files.modules,
         left_out: side_files.left_out,
     })
 }

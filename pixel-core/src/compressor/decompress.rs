@@ -6,7 +6,7 @@ use super::progress::Progress;
 use super::workers;
 use crate::archive::{
     Archive, ArchiveError, CheckpointWriter, FilePlan, FloatType, MANIFEST_HASH_KEY, MANIFEST_KEY, OutputKind,
-    PRODUCER, PRODUCER_KEY, ShardWriter, TensorPlan,
+    PRODUCER, PRODUCER_KEY, ShardWriter, TensorPlan, dense_name,
 };
 use crate::packed::PackedWeight;
 use crate::synthesis::Synthesis;
@@ -41,8 +41,8 @@ pub fn decompress_archive(
         let mut own = shard.metadata.clone();
         own.retain(|key, _| key != MANIFEST_KEY && key != MANIFEST_HASH_KEY);
         own.insert(PRODUCER_KEY.to_owned(), PRODUCER.to_owned());
-        let file = FilePlan::new(shard.file_name.clone(), tensors, &own)?;
-        weight_map.extend(file.tensors().map(|tensor| (tensor.name.clone(), shard.file_name.clone())));
+        let file = FilePlan::new(dense_name(&shard.file_name), tensors, &own)?;
+        weight_map.extend(file.tensors().map(|tensor| (tensor.name.clone(), file.file_name.clone())));
         files.push(file);
         metadata.push(own);
     }
@@ -62,7 +62,8 @@ pub fn decompress_archive(
         Ok(())
     })?;
     let total = items.iter().map(|item| item.plan.num_bytes() as u64).sum();
-    let extras = Extras { checkpoint, side_files: &side_files, weight_map: &weight_map, tensor_bytes: total };
+    let (side_files, rename) = (&side_files, dense_name);
+    let extras = Extras { checkpoint, side_files, weight_map: &weight_map, tensor_bytes: total, rename };
     writer.finish(metadata, |dir| extras.write(dir))?;
     Ok(total)
 }

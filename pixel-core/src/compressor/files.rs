@@ -1,19 +1,24 @@
 //! The files of a checkpoint in addition to its weights, and where an output may lie.
 
-use crate::archive::{ArchiveError, Checkpoint, OutputKind, check_output, write_file_list};
+use crate::archive::{ArchiveError, Checkpoint, OutputKind, check_output, is_index, write_file_list};
+use serde::Deserialize;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Files that hold the same weights in another form: not copied.
-const OTHER_WEIGHTS: [&str; 13] =
-    ["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot", "tflite", "npz", "pkl"];
+const OTHER_WEIGHTS: [&str; 14] =
+    ["safetensors", "pixel", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx", "gguf", "ot", "tflite", "npz", "pkl"];
+/// Where sentence-transformers lists the modules of a model, some of them folders with weights of their own.
+const MODULES_FILE: &str = "modules.json";
 
 /// The files of a checkpoint's directory, by path relative to it.
 #[derive(Debug, Default)]
 pub(super) struct SideFiles {
     pub(super) copied: Vec<PathBuf>,
+    /// Those of `copied` that hold weights of a module beside the model.
+    pub(super) modules: Vec<PathBuf>,
     pub(super) left_out: Vec<PathBuf>,
 }
 
@@ -26,24 +31,18 @@ impl SideFiles {
             return Ok(files);
         }
         let root = checkpoint.root();
-        let mut found = Vec::new();
+        let (modules, mut found) = (module_folders(root), Vec::new());
         list_visible(root, &mut found)?;
-        for path in found {
-            if is_index_or_shard(checkpoint, &path) {
-                continue;
-            }
+        for path in found.into_iter().filter(|path| !is_index_or_shard(checkpoint, path)) {
             let relative = path.strip_prefix(root).unwrap_or(&path).to_owned();
-            if !path.is_file() {
-                files.left_out.push(relative);
-                continue;
-            }
-            let extension = relative.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-            if extension.is_some_and(|extension| OTHER_WEIGHTS.contains(&extension.as_str()))
-                || is_weight_index(&relative)
-            {
-                files.left_out.push(relative);
-            } else {
-                files.copied.push(relative);
+            let is_of_module = modules.iter().any(|folder| relative.starts_with(folder));
+            match (path.is_file(), holds_weights(&relative)) {
+                (true, true) if is_of_module => {
+                    files.modules.push(relative.clone());
+                    files.copied.push(relative);
+                }
+                (true, false) => files.copied.push(relative),
+                _ => files.left_out.push(relative),
             }
         }
         Ok(files)
@@ -94,13 +93,31 @@ fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
 }
 
-/// Indices such as `pytorch_model.bin.index.json` describe files that are not copied.
-fn is_weight_index(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"))
+/// Whether a file holds weights, or is an index of files that do, such as `pytorch_model.bin.index.json`.
+fn holds_weights(path: &Path) -> bool {
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    extension.is_some_and(|extension| OTHER_WEIGHTS.contains(&extension.as_str()))
+        || name.ends_with(".index.json")
+        || is_index(&name)
+}
+
+/// The folders of the modules beside the model, relative to `root`. Without them what `modules.json` describes is
+/// incomplete: a `Dense` layer after the pooling, say.
+fn module_folders(root: &Path) -> Vec<PathBuf> {
+    #[derive(Deserialize)]
+    struct Module {
+        path: PathBuf,
+    }
+    let text = std::fs::read(root.join(MODULES_FILE)).unwrap_or_default();
+    let modules: Vec<Module> = serde_json::from_slice(&text).unwrap_or_default();
+    // The module without a folder is the model itself.
+    let is_folder = |path: &PathBuf| path.components().next().is_some_and(|part| part.as_os_str() != ".");
+    modules.into_iter().map(|module| module.path).filter(is_folder).collect()
 }
 
 fn is_index_or_shard(checkpoint: &Checkpoint, path: &Path) -> bool {
-    path == checkpoint.root().join(crate::archive::INDEX_FILE) || checkpoint.shards().iter().any(|s| s.path == path)
+    checkpoint.index() == Some(path) || checkpoint.shards().iter().any(|shard| shard.path == path)
 }
 
 /// The files of a directory of weights in addition to these.
@@ -113,6 +130,8 @@ pub(super) struct Extras<'a> {
     pub(super) weight_map: &'a BTreeMap<String, String>,
     /// Their bytes.
     pub(super) tensor_bytes: u64,
+    /// What the index is called here, by what it is called there.
+    pub(super) rename: fn(&str) -> String,
 }
 
 impl Extras<'_> {
@@ -120,8 +139,9 @@ impl Extras<'_> {
     /// size in bytes.
     pub(super) fn write(&self, dir: &Path) -> Result<u64, ArchiveError> {
         let mut bytes = self.side_files.copy(self.checkpoint.root(), dir)?;
-        if self.checkpoint.has_index() {
-            bytes += write_index(dir, self.weight_map, self.tensor_bytes)?;
+        if let Some(name) = self.checkpoint.index().and_then(Path::file_name) {
+            let path = dir.join((self.rename)(&name.to_string_lossy()));
+            bytes += write_index(&path, self.weight_map, self.tensor_bytes)?;
         }
         let weights: BTreeSet<&str> = self.weight_map.values().map(String::as_str).collect();
         Ok(bytes + write_file_list(dir, &weights.into_iter().collect::<Vec<_>>())?)
@@ -129,16 +149,15 @@ impl Extras<'_> {
 }
 
 /// Writes the index of a sharded output; returns its size in bytes.
-fn write_index(dir: &Path, weight_map: &BTreeMap<String, String>, total_size: u64) -> Result<u64, ArchiveError> {
-    let path = dir.join(crate::archive::INDEX_FILE);
+fn write_index(path: &Path, weight_map: &BTreeMap<String, String>, total_size: u64) -> Result<u64, ArchiveError> {
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     let text = serde_json::to_string_pretty(&index).expect("a map of strings");
     let write = || {
-        let mut file = std::fs::File::create(&path)?;
+        let mut file = std::fs::File::create(path)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };
-    write().map_err(ArchiveError::io("write", &path))?;
+    write().map_err(ArchiveError::io("write", path))?;
     Ok(text.len() as u64)
 }
 

@@ -2,7 +2,7 @@
 
 use super::progress::Progress;
 use crate::archive::{
-    Archive, ArchiveError, ArchivePlan, ArchiveTensor, ArchiveWriter, FloatType, OutputKind, Record, SINGLE_FILE,
+    ARCHIVE_FILE, Archive, ArchiveError, ArchivePlan, ArchiveTensor, ArchiveWriter, FloatType, OutputKind, Record,
 };
 use crate::config::PIXELConfig;
 use crate::encode::{CodingSpec, Encoder};
@@ -213,7 +213,7 @@ impl PIXELCompressor {
             header: tensor.packed.header().clone(),
             dtype: tensor.dtype,
         });
-        let plan = ArchivePlan::new(SINGLE_FILE, BTreeMap::new(), tensors)?;
+        let plan = ArchivePlan::new(ARCHIVE_FILE, BTreeMap::new(), tensors)?;
         let writer = ArchiveWriter::create(path, OutputKind::File, &[plan], overwrite)?;
         for (name, CompressedTensor { packed, relative_mse, dtype, source_blake3 }) in &model.pattern_refs {
             let (dtype, relative_mse, source_blake3) = (*dtype, *relative_mse, source_blake3.clone());

@@ -124,6 +124,9 @@ pub struct CompressionReport {
     pub weight_file_bytes: u64,
     /// Bytes of the files copied along, of the index, and of the list of files.
     pub side_file_bytes: u64,
+    /// Files copied along that hold weights: those of the modules that `modules.json` of sentence-transformers lists.
+    #[serde(serialize_with = "lossy")]
+    pub copied_weights: Vec<PathBuf>,
     /// Files of the source that were not copied: weights in another form, links to directories, broken links.
     #[serde(serialize_with = "lossy")]
     pub left_out: Vec<PathBuf>,

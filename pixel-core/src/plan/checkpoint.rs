@@ -6,6 +6,7 @@ use super::roles::Role;
 use crate::archive::calibration::Calibration;
 use crate::archive::{
     ArchiveError, ArchivePlan, ArchiveTensor, Checkpoint, FloatType, MANIFEST_KEY, ManifestError, TensorInfo,
+    archive_name,
 };
 use crate::encode::{CodingSpec, Encoder, Moments, Outcome, PreparedInputs};
 use crate::error::{ConfigError, WeightError};
@@ -103,7 +104,7 @@ impl Plan {
         let files = checkpoint.shards().iter().enumerate().map(|(index, shard)| {
             let tensors = items.iter().filter(|item| item.shard == index).map(|item| plan_tensor(checkpoint, item));
             let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
-            ArchivePlan::new(shard.file_name.clone(), shard.metadata.clone(), tensors)
+            ArchivePlan::new(archive_name(&shard.file_name), shard.metadata.clone(), tensors)
         });
         let files = files.collect::<Result<Vec<_>, _>>()?;
         let mut names = BTreeSet::new();

@@ -19,7 +19,7 @@ fn faults_of_the_weights_name_file_and_tensor() {
     // The same in an archive.
     let packed = dir.path().with_extension("packed");
     compress(dir.path(), &packed, UNIFORM);
-    assert!(refused(&packed).contains(&format!("model.safetensors: tensor \"{name}\" {expected}")));
+    assert!(refused(&packed).contains(&format!("model.pixel: tensor \"{name}\" {expected}")));
     fs::remove_dir_all(packed).unwrap();
 
     let dir = copy("llama");
@@ -96,13 +96,13 @@ fn a_damaged_archive_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let packed = dir.path().join("packed");
     compress(&folder("llama"), &packed, UNIFORM);
-    let file = packed.join("model.safetensors");
+    let file = packed.join("model.pixel");
     let mut bytes = fs::read(&file).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 4;
     fs::write(&file, bytes).unwrap();
     let error = refused(&packed);
-    assert!(error.contains("model.safetensors") && error.contains("is damaged: BLAKE3"), "{error}");
+    assert!(error.contains("model.pixel") && error.contains("is damaged: BLAKE3"), "{error}");
 }
 
 #[test]

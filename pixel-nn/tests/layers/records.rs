@@ -147,7 +147,7 @@ fn layers_come_out_of_an_archive() {
     let file = std::fs::read_dir(&target)
         .unwrap()
         .map(|e| e.unwrap().path())
-        .find(|p| p.extension().is_some_and(|e| e == "safetensors"));
+        .find(|p| p.extension().is_some_and(|e| e == "pixel"));
     let file = file.unwrap();
     let mut damaged = std::fs::read(&file).unwrap();
     let last = damaged.len() - 1;

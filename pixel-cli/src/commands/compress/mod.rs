@@ -6,6 +6,7 @@ mod print;
 mod recipe;
 
 use super::run_args::RunArgs;
+use crate::output;
 use crate::progress::Bar;
 use anyhow::{Result, bail};
 use choices::{Factors, Hybrid, PresetName, Rotate, Solver, TargetScope};
@@ -35,10 +36,10 @@ const DRY_RUN_SAMPLES: usize = 12;
 /// tensor falls into. Options of the command line override the recipe.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The checkpoint: a .safetensors file or a directory
+    /// The checkpoint: a directory, a .safetensors file, or an index of several
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// The archive: a directory, or a file if it ends in .safetensors
+    /// The archive: a directory, or a file if it ends in .safetensors or .pixel
     #[arg(value_name = "OUT", required_unless_present_any = ["dry_run", "print_recipe"])]
     output: Option<PathBuf>,
     /// Bits per weight of layers, scales apart; `pixel codecs` lists the rates
@@ -150,6 +151,9 @@ impl Args {
         };
         // What is chosen below is written as rules for every tensor, in front of those that were asked for.
         self.print_remarks(&self.plan(&inputs, recipe.clone())?);
+        if !self.run.quiet {
+            output::remarks(&inputs.checkpoint);
+        }
         if let Some(output) = self.output.as_deref().filter(|_| !self.dry_run) {
             let calibration = inputs.calibration.as_deref().map(Calibration::path);
             check_model_output(&inputs.checkpoint, calibration, output, self.run.options().overwrite)?;

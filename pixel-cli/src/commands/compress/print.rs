@@ -236,6 +236,9 @@ impl Finished<'_> {
         if report.side_file_bytes > 0 {
             println!("other files   {}", output::bytes(report.side_file_bytes));
         }
+        for file in &report.copied_weights {
+            println!("copied        {} (weights of a module of its own, as they are)", file.display());
+        }
         for file in &report.left_out {
             println!("not copied    {} (weights in another form, or a link)", file.display());
         }
