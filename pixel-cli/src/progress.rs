@@ -1,7 +1,9 @@
-//! Progress on a terminal, silence elsewhere; Ctrl-C stops at the next tensor and leaves nothing behind.
+//! Progress on a terminal, silence elsewhere; Ctrl-C stops at the next tensor, or at once, and leaves nothing
+//! behind.
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use pixel_core::archive::remove_partial_outputs;
 use pixel_core::compressor::Progress;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,8 +31,7 @@ impl Bar {
         let on_signal = move || {
             if flag.swap(true, Ordering::Relaxed) {
                 // The second signal: the user does not want to wait for the tensors under way.
-                eprintln!("stopped at once; a hidden file that ends in .partial may be left next to the output");
-                std::process::exit(130);
+                stop_at_once();
             }
             eprintln!("stopping after the tensors under way; nothing will be left");
         };
@@ -42,6 +43,18 @@ impl Bar {
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// Lets Ctrl-C end the process: for commands whose steps are too long to wait for.
+#[cfg(feature = "models")]
+pub(crate) fn stop_on_signal() -> Result<()> {
+    ctrlc::set_handler(|| stop_at_once()).context("cannot listen for Ctrl-C")
+}
+
+fn stop_at_once() -> ! {
+    remove_partial_outputs();
+    eprintln!("stopped; nothing was left");
+    std::process::exit(130);
 }
 
 impl Progress for Bar {

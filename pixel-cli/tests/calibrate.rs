@@ -194,6 +194,29 @@ fn a_directory_in_place_of_the_calibration_is_left_alone() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_calibration_that_is_interrupted_leaves_nothing() {
+    let dir = workspace("llama");
+    let text: String = (0..400_000).map(|i| format!("w{} ", i * 7 % VOCABULARY)).collect();
+    fs::write(dir.path().join("long.txt"), text).unwrap();
+    let before = fs::read_dir(dir.path()).unwrap().count();
+    // In batches so small that it takes minutes.
+    let args = "calibrate llama --text long.txt --context 8 --batch-tokens 8 --tokens 400000 -o stats.safetensors -q";
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_pixel"));
+    let mut child = command.current_dir(dir.path()).args(args.split(' ')).spawn().unwrap();
+    let is_partial =
+        |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().to_string_lossy().ends_with(".partial");
+    while !fs::read_dir(dir.path()).unwrap().any(is_partial) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let signal = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(signal.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before);
+}
+
 /// The group of the layers in a report.
 fn layers(report: &Value) -> &Value {
     let groups = report["groups"].as_array().unwrap();

@@ -2,6 +2,7 @@
 
 use super::model_args::{ModelArgs, tokenizer};
 use crate::output;
+use crate::progress::stop_on_signal;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pixel_core::archive::calibration::{Calibration, Description, Source, Weighting, merge};
@@ -76,6 +77,7 @@ enum WeightingArg {
 impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let start = Instant::now();
+        stop_on_signal()?;
         let description = match &self.model {
             Some(model) => self.collect(model)?,
             None => {

@@ -15,6 +15,7 @@ mod manifest;
 mod model;
 mod names;
 mod ownership;
+mod partial;
 mod quantised;
 mod reader;
 mod remark;
@@ -39,6 +40,7 @@ pub use manifest::{MANIFEST_HASH_KEY, MANIFEST_KEY, Manifest, PackedEntry, VERSI
 pub use model::{Model, ModelTensor};
 pub use names::{ARCHIVE_FILE, ARCHIVE_INDEX_FILE, INDEX_FILE, SINGLE_FILE};
 pub use ownership::{FILE_LIST, PRODUCER_KEY};
+pub use partial::remove_partial_outputs;
 pub use reader::{Archive, Entry};
 pub use remark::Remark;
 /// The types of stored tensors, as safetensors names them.

@@ -3,6 +3,7 @@
 use super::error::ArchiveError;
 use super::names::is_weights;
 use super::ownership::check_ours;
+use super::partial::{self, remove};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -83,6 +84,7 @@ impl Staging {
             std::fs::create_dir(&path).map_err(ArchiveError::io("create", &path))?;
         }
         // The name is unique to this value, so whatever appears there may be removed with it.
+        partial::note(&path);
         Ok(Self { path, target, kind, replace, armed: true })
     }
 
@@ -124,12 +126,15 @@ impl Staging {
             }
             // The output is in place: failing to remove the replaced one is no error.
             let _ = remove(&old);
-        } else if self.replace != Replace::Nothing {
+        } else if self.kind == OutputKind::File && self.replace != Replace::Nothing {
             // Over a file, this replaces it at once.
             std::fs::rename(&self.path, &self.target).map_err(rename)?;
         } else {
             rename_new(&self.path, &self.target).map_err(|error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => ArchiveError::OutputExists { path: self.target.clone() },
+                // The second is said where a file system cannot tell the first, of the directory of another run.
+                std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::DirectoryNotEmpty => {
+                    ArchiveError::OutputExists { path: self.target.clone() }
+                }
                 _ => rename(error),
             })?;
         }
@@ -230,6 +235,7 @@ impl Drop for Staging {
             // Nothing can be done about a failure here; the name says that the file is partial.
             let _ = remove(&self.path);
         }
+        partial::forget(&self.path);
     }
 }
 
@@ -238,12 +244,6 @@ fn unique() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     // Keyed by the operating system's random numbers.
     RandomState::new().hash_one(std::process::id())
-}
-
-fn remove(path: &Path) -> std::io::Result<()> {
-    // A link is removed itself, not its target.
-    let is_dir = path.symlink_metadata()?.is_dir();
-    if is_dir { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
 }
 
 #[cfg(test)]
