@@ -106,6 +106,12 @@ fn a_text_ends_where_the_model_ends_it() {
     let ended = json_of(dir.path(), &args);
     let length = free.iter().position(|token| token == end).unwrap();
     assert_eq!((&ended["tokens"], &ended["reason"]), (&json!(free[..length]), &json!("end_of_text")));
+    // Any token of a list ends it as well, whatever the other files name.
+    fs::write(dir.path().join("llama/tokenizer_config.json"), json!({ "eos_token": "absent" }).to_string()).unwrap();
+    let absent = (0..VOCABULARY as u64).find(|token| !free.contains(&json!(token))).unwrap();
+    let list = json!({ "eos_token_id": [absent, end] });
+    fs::write(dir.path().join("llama/generation_config.json"), list.to_string()).unwrap();
+    assert_eq!(json_of(dir.path(), &args)["tokens"], ended["tokens"]);
 }
 
 #[test]

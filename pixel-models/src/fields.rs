@@ -1,6 +1,7 @@
 //! The fields of a JSON file, with errors that name file, field and value.
 
 use crate::error::ModelError;
+use crate::json;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -20,8 +21,7 @@ pub(crate) struct Fields {
 impl Fields {
     /// Reads a file.
     pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
-        let text = std::fs::read_to_string(path).map_err(ModelError::io(path))?;
-        let map = serde_json::from_str(&text)
+        let map = serde_json::from_value(json::read(path)?)
             .map_err(|e| ModelError::Json { path: path.to_owned(), message: e.to_string() })?;
         Ok(Self { path: path.to_owned(), prefix: String::new(), map })
     }

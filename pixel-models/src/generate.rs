@@ -21,7 +21,7 @@ use std::time::Instant;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// The model chose the token that ends a text.
+    /// The model chose a token that ends a text.
     EndOfText,
     /// There are as many tokens as [`SamplingConfig::max_tokens`] allows.
     MaxTokens,
@@ -65,8 +65,8 @@ impl Generation {
 /// Goes on with a text: the model reads `prompt` in one go, then each token that it has chosen. `on_token` gets every
 /// token as it comes, and ends the text with [`ControlFlow::Break`].
 ///
-/// A text ends with the tokenizer's [`eos_id`](crate::tokenizer::TextTokenizer::eos_id), which is not handed out;
-/// without a tokenizer only with one of the limits. An empty prompt stands for the token that begins a text.
+/// A text ends with any of the tokenizer's [`end_ids`](crate::tokenizer::TextTokenizer::end_ids), which is not handed
+/// out; without a tokenizer only with one of the limits. An empty prompt stands for the token that begins a text.
 ///
 /// The attention of the prompt takes memory in proportion to the square of its length.
 ///
@@ -103,7 +103,7 @@ pub fn generate(
 ) -> Result<Generation, ModelError> {
     let mut sampler = Sampler::new(sampling).map_err(LayerError::from)?;
     let prompt = opening(model, prompt)?;
-    let eos = model.tokenizer.as_ref().and_then(|tokenizer| tokenizer.eos_id());
+    let ends = model.tokenizer.as_ref().map_or(&[][..], |tokenizer| tokenizer.end_ids());
     let room = model.max_positions - prompt.len();
     let mut reader = Reader::new(model, prompt.len() + room.min(sampling.max_tokens));
 
@@ -115,7 +115,7 @@ pub fn generate(
     let (mut tokens, mut steps) = (Vec::new(), 0);
     let reason = loop {
         let token = sampler.sample(&logits);
-        if Some(token) == eos {
+        if ends.contains(&token) {
             break FinishReason::EndOfText;
         }
         tokens.push(token);
@@ -204,6 +204,11 @@ mod tests {
 
     /// A tokenizer of the words `t0` to `t47`, of which the named ones begin and end a text.
     fn words(special: Value) -> TextTokenizer {
+        tokenizer(&[("tokenizer_config.json", special)])
+    }
+
+    /// That tokenizer with files next to it.
+    fn tokenizer(files: &[(&str, Value)]) -> TextTokenizer {
         let vocab = (0..48).map(|id| (format!("t{id}"), json!(id))).collect::<Map<_, _>>();
         let tokenizer = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
@@ -212,7 +217,9 @@ mod tests {
         });
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-        std::fs::write(dir.path().join("tokenizer_config.json"), special.to_string()).unwrap();
+        for (name, contents) in files {
+            std::fs::write(dir.path().join(name), contents.to_string()).unwrap();
+        }
         TextTokenizer::from_file(dir.path().join("tokenizer.json")).unwrap()
     }
 
@@ -287,6 +294,20 @@ mod tests {
         let text = run(&model, &PROMPT, &greedy(20));
         assert_eq!((text.tokens.as_slice(), text.reason), (&free[..first], FinishReason::EndOfText));
         assert_eq!(text.steps, first);
+    }
+
+    #[test]
+    fn every_token_that_ends_a_text_ends_it() {
+        let mut model = tiny();
+        let free = run(&model, &PROMPT, &hot(20)).tokens;
+        for end in [free[3], free[9]] {
+            // Two that the text does not have come before it in the list.
+            let absent = (0..48).filter(|token| !free.contains(token)).take(2).chain([end]).collect::<Vec<u32>>();
+            model.tokenizer = Some(tokenizer(&[("generation_config.json", json!({ "eos_token_id": absent }))]));
+            let text = run(&model, &PROMPT, &hot(20));
+            let first = free.iter().position(|token| *token == end).unwrap();
+            assert_eq!((text.tokens.as_slice(), text.reason), (&free[..first], FinishReason::EndOfText));
+        }
     }
 
     #[test]

@@ -54,6 +54,7 @@ pub mod error;
 pub mod evaluate;
 mod fields;
 pub mod generate;
+mod json;
 pub mod llama;
 pub mod sampling;
 pub mod tokenizer;

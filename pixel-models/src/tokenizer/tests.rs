@@ -1,0 +1,226 @@
+use super::*;
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+/// A tokenizer from the contents of files.
+fn tokenizer(files: &[(&str, Value)]) -> Result<TextTokenizer, ModelError> {
+    let folder = TempDir::new().unwrap();
+    for (name, contents) in files {
+        fs::write(folder.path().join(name), contents.to_string()).unwrap();
+    }
+    TextTokenizer::from_file(folder.path().join("tokenizer.json"))
+}
+
+fn special(id: u32, content: &str) -> Value {
+    json!({"id": id, "content": content, "special": true, "normalized": false,
+        "single_word": false, "lstrip": false, "rstrip": false})
+}
+
+/// Puts `first` before a text.
+fn template(first: &str, id: u32) -> Value {
+    json!({"type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": first, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {first: {"id": first, "ids": [id], "tokens": [first]}}})
+}
+
+/// GPT-2's spelling of a byte: printable characters stand for themselves, the others for those from 256 on.
+fn byte_characters() -> Vec<char> {
+    let printable = |byte: &u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let mut others = 256..;
+    (0..256u32)
+        .map(|byte| if printable(&byte) { byte } else { others.next().unwrap() })
+        .map(|code| char::from_u32(code).unwrap())
+        .collect()
+}
+
+/// Tokens 0 to 255 are the bytes, 256 is `<s>`, 257 is `</s>`.
+fn byte_level() -> Value {
+    let vocab = byte_characters().into_iter().zip(0..).map(|(c, id)| (c.to_string(), json!(id)));
+    let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    json!({"version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+        "added_tokens": [special(256, "<s>"), special(257, "</s>")],
+        "pre_tokenizer": level, "post_processor": template("<s>", 256), "decoder": level,
+        "model": {"type": "BPE", "vocab": vocab.collect::<Map<_, _>>(), "merges": []}})
+}
+
+/// SentencePiece's layout: 0 `<unk>`, 1 `<s>`, 2 `</s>`, 3 to 258 the bytes, then pieces with `▁` for a space.
+fn byte_fallback() -> Value {
+    let names = ["<unk>", "<s>", "</s>"].map(String::from).into_iter();
+    let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
+    let pieces = ["▁", "a", "▁a", "é", "b", "▁b"].map(String::from);
+    let vocab = names.chain(bytes).chain(pieces).zip(0..).map(|(name, id)| (name, json!(id)));
+    let space = json!({"String": "▁"});
+    json!({"version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": space, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "vocab": vocab.collect::<Map<_, _>>(), "merges": [["▁", "a"], ["▁", "b"]],
+            "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true}})
+}
+
+/// BERT's layout, with the truncation and the padding that MiniLM's file has.
+fn word_piece() -> Value {
+    let words = ["[PAD]", "[UNK]", "[CLS]", "the", "cat", "##s", "##ing", ".", "!", "it", "'", "s"];
+    let vocab = words.into_iter().zip(0..).map(|(word, id)| (word.to_string(), json!(id)));
+    json!({"version": "1.0",
+        "truncation": {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "padding": {"strategy": {"Fixed": 4}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": "[PAD]"},
+        "added_tokens": [special(0, "[PAD]"), special(1, "[UNK]"), special(2, "[CLS]")],
+        "normalizer": null, "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": template("[CLS]", 2),
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": vocab.collect::<Map<_, _>>()}})
+}
+
+/// What the pieces of a stream are together, and how often there was one.
+fn streamed(tokenizer: &TextTokenizer, tokens: &[u32]) -> (String, usize) {
+    let mut stream = tokenizer.stream();
+    let mut pieces = tokens.iter().map(|token| stream.push(*token).unwrap()).collect::<Vec<_>>();
+    pieces.push(stream.finish().unwrap());
+    (pieces.concat(), pieces.iter().filter(|piece| !piece.is_empty()).count())
+}
+
+#[test]
+fn a_text_comes_back_with_and_without_its_special_tokens() {
+    let tokenizer = tokenizer(&[("tokenizer.json", byte_level())]).unwrap();
+    let bytes = "né!".bytes().map(u32::from).collect::<Vec<_>>();
+    assert_eq!(tokenizer.encode_plain("né!").unwrap(), bytes);
+    let with_bos = tokenizer.encode("né!").unwrap();
+    assert_eq!(with_bos, [&[256], bytes.as_slice()].concat());
+    assert_eq!(tokenizer.decode(&with_bos).unwrap(), "né!");
+    assert_eq!(tokenizer.decode(&[u32::MAX]).unwrap(), "");
+    assert_eq!(tokenizer.vocab_size(), 258);
+}
+
+#[test]
+fn special_tokens_are_read_from_the_files_beside_the_tokenizer() {
+    let names = json!({"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": false}});
+    let numbers = json!({"bos_token_id": 5, "eos_token_id": [6, 7]});
+    let ids = |files: &[(&str, Value)]| {
+        let tokenizer = tokenizer(&[&[("tokenizer.json", byte_level())], files].concat()).unwrap();
+        (tokenizer.bos_id(), tokenizer.end_ids().to_vec(), tokenizer.added_bos())
+    };
+    assert_eq!(ids(&[]), (None, vec![], None));
+    let config = ("tokenizer_config.json", names.clone());
+    assert_eq!(ids(std::slice::from_ref(&config)), (Some(256), vec![257], Some(256)));
+    assert_eq!(ids(&[("special_tokens_map.json", names)]), (Some(256), vec![257], Some(256)));
+    assert_eq!(ids(&[("config.json", numbers.clone())]), (Some(5), vec![6, 7], None));
+    assert_eq!(ids(&[("config.json", numbers), config]), (Some(256), vec![257, 6, 7], Some(256)));
+    assert_eq!(ids(&[("tokenizer_config.json", json!({"bos_token": null, "eos_token": "absent"}))]).0, None);
+}
+
+#[test]
+fn a_text_ends_at_the_tokens_of_every_file() {
+    let ends = |config: Value, generation: Value| {
+        let files = [
+            ("tokenizer.json", byte_level()),
+            ("tokenizer_config.json", json!({"eos_token": "</s>"})),
+            ("config.json", json!({"eos_token_id": config})),
+            ("generation_config.json", json!({"eos_token_id": generation})),
+        ];
+        tokenizer(&files).map(|tokenizer| tokenizer.end_ids().to_vec()).map_err(|error| error.to_string())
+    };
+    assert_eq!(ends(json!(9), json!([8, 257, 8])), Ok(vec![257, 8, 9]));
+    assert_eq!(ends(json!([9, 8]), Value::Null), Ok(vec![257, 9, 8]));
+    assert_eq!(ends(json!(-1), json!([])), Ok(vec![257]));
+    for (value, shown) in [(json!("</s>"), "\"</s>\""), (json!([1.5]), "[1.5]"), (json!(1u64 << 32), "4294967296")] {
+        let error = ends(value, Value::Null).unwrap_err();
+        assert!(
+            error.contains(&format!("config.json: field \"eos_token_id\" is {shown}: it must be a token")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn truncation_and_padding_of_the_file_are_off() {
+    let tokenizer = tokenizer(&[("tokenizer.json", word_piece())]).unwrap();
+    assert_eq!(tokenizer.encode("the cats the cats .").unwrap(), [2, 3, 4, 5, 3, 4, 5, 7]);
+    assert_eq!(tokenizer.encode("the").unwrap(), [2, 3]);
+}
+
+#[test]
+fn a_long_text_keeps_what_stands_around_it() {
+    let tokenizer = tokenizer(&[("tokenizer.json", word_piece())]).unwrap();
+    let text = "the cats the cats .";
+    let whole = tokenizer.encode(text).unwrap();
+    let around = whole.len() - tokenizer.encode_plain(text).unwrap().len();
+    assert_eq!(tokenizer.encode_to(text, 100).unwrap(), whole);
+    for limit in around..whole.len() {
+        let cut = tokenizer.encode_to(text, limit).unwrap();
+        assert_eq!(cut.len(), limit);
+        // This tokenizer puts its one token in front.
+        assert_eq!(cut, whole[..limit]);
+    }
+}
+
+#[test]
+fn a_stream_waits_for_a_whole_character() {
+    let tokenizer = tokenizer(&[("tokenizer.json", byte_level())]).unwrap();
+    let mut stream = tokenizer.stream();
+    let mut push = |byte: u32| stream.push(byte).unwrap();
+    assert_eq!(push(0x61), "a");
+    assert_eq!([push(0xE2), push(0x82), push(0xAC)], ["", "", "€"]);
+    assert_eq!([push(256), push(0xE2), push(0x20)], ["", "", "\u{FFFD} "]);
+    assert_eq!(push(0xF0), "");
+    assert_eq!(stream.finish().unwrap(), "\u{FFFD}");
+}
+
+#[test]
+fn a_stream_waits_for_the_end_of_a_run_of_bytes() {
+    let tokenizer = tokenizer(&[("tokenizer.json", byte_fallback())]).unwrap();
+    let (a, byte) = (261, |byte: u32| 3 + byte);
+    let mut stream = tokenizer.stream();
+    // A newline is a byte in this vocabulary, and the byte after it spoils the run.
+    let pieces = [a, byte(0x0A), byte(0xE2), a].map(|token| stream.push(token).unwrap());
+    assert_eq!(pieces, ["a", "", "", "\u{FFFD}\u{FFFD} a"]);
+    assert_eq!(stream.finish().unwrap(), "");
+}
+
+proptest! {
+    #[test]
+    fn the_pieces_of_a_text_are_the_text(text in "[ a-bé€😀\n]{0,40}") {
+        for layout in [byte_level(), byte_fallback()] {
+            let tokenizer = tokenizer(&[("tokenizer.json", layout)]).unwrap();
+            let tokens = tokenizer.encode(&text).unwrap();
+            let (pieces, count) = streamed(&tokenizer, &tokens);
+            prop_assert_eq!(&pieces, &text);
+            prop_assert!(count <= text.chars().count());
+        }
+    }
+
+    #[test]
+    fn the_pieces_of_any_tokens_are_what_decoding_all_gives(
+        bytes in prop::collection::vec(prop_oneof![0u32..260, 0xE0u32..0xF8, 0x80u32..0x88], 0..30),
+        pieces in prop::collection::vec(prop_oneof![0u32..265, 257u32..265, 131u32..135], 0..30),
+        words in prop::collection::vec(0u32..13, 0..30),
+    ) {
+        for (layout, tokens) in [(byte_level(), bytes), (byte_fallback(), pieces), (word_piece(), words)] {
+            let tokenizer = tokenizer(&[("tokenizer.json", layout)]).unwrap();
+            prop_assert_eq!(streamed(&tokenizer, &tokens).0, tokenizer.decode(&tokens).unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_missing_or_broken_is_refused() {
+    let missing = TextTokenizer::from_file("absent/tokenizer.json");
+    assert!(matches!(missing, Err(ModelError::Io { .. })));
+    let broken = tokenizer(&[("tokenizer.json", json!({"version": "1.0"}))]);
+    assert!(matches!(broken, Err(ModelError::Tokenizer { path, .. }) if path.ends_with("tokenizer.json")));
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("tokenizer.json"), byte_level().to_string()).unwrap();
+    fs::write(folder.path().join("tokenizer_config.json"), "{").unwrap();
+    let broken = TextTokenizer::from_file(folder.path().join("tokenizer.json"));
+    assert!(matches!(broken, Err(ModelError::Json { path, .. }) if path.ends_with("tokenizer_config.json")));
+}
