@@ -5,6 +5,8 @@ use indicatif::HumanBytes;
 use pixel_core::WeightError;
 use pixel_core::archive::{ArchiveError, Checkpoint};
 #[cfg(feature = "models")]
+use pixel_models::ModelError;
+#[cfg(feature = "models")]
 use pixel_nn::calibration::CalibrationError;
 
 /// A table with `columns`; those after the first `text_columns` are aligned to the right.
@@ -87,9 +89,15 @@ pub(crate) fn remarks(checkpoint: &Checkpoint) {
 fn is_output_in_the_way(error: &(dyn std::error::Error + 'static)) -> bool {
     let archive = error.downcast_ref();
     #[cfg(feature = "models")]
-    let archive = archive.or_else(|| match error.downcast_ref() {
-        Some(CalibrationError::Archive(error)) => Some(&**error),
-        _ => None,
+    let archive = archive.or_else(|| {
+        let calibration = match error.downcast_ref() {
+            Some(ModelError::Calibration(error)) => Some(&**error),
+            _ => error.downcast_ref(),
+        };
+        match calibration {
+            Some(CalibrationError::Archive(error)) => Some(&**error),
+            _ => None,
+        }
     });
     matches!(archive, Some(ArchiveError::OutputExists { .. }))
 }
@@ -126,7 +134,10 @@ mod tests {
         let wrapped = anyhow::Result::<()>::Err(error().into()).context("saving").unwrap_err();
         assert_eq!(message(&wrapped), format!("saving: {expected}"));
         #[cfg(feature = "models")]
-        assert_eq!(message(&CalibrationError::from(error()).into()), expected);
+        {
+            assert_eq!(message(&CalibrationError::from(error()).into()), expected);
+            assert_eq!(message(&ModelError::from(CalibrationError::from(error())).into()), expected);
+        }
         let other = ArchiveError::NoWeights { path: "out".into() };
         assert!(!message(&other.into()).contains("--overwrite"));
     }

@@ -4,7 +4,7 @@
 mod common;
 
 use approx::abs_diff_eq;
-use common::{VOCABULARY, add, json_of, number, pixel, stdout};
+use common::{VOCABULARY, add, json_of, number, pixel, stdout, words};
 use pixel_core::archive::calibration::{Calibration, Weighting};
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
@@ -154,6 +154,14 @@ fn what_calibrate_refuses_is_named() {
     llama(&["--weighting", "none"]).stderr(contains("[possible values: gradient, uniform]"));
     refuse(&["--merge", "absent.safetensors"]).stderr(contains("absent.safetensors"));
     refuse(&["--merge", "llama/model.safetensors"]).stderr(contains("not a calibration file"));
+    for model in ["llama", "bert"] {
+        let tokenizer = dir.path().join(model).join("tokenizer.json");
+        fs::write(&tokenizer, words(VOCABULARY + 1)).unwrap();
+        fs::write(dir.path().join("added.txt"), "w1 w2 w48 ".repeat(9)).unwrap();
+        let message = "error: added.txt: the token 48 (\"w48\") has no row in the model's embedding of 48 rows\n";
+        refuse(&[model, "--text", "added.txt", "--context", "8"]).stderr(message);
+        fs::write(&tokenizer, words(VOCABULARY)).unwrap();
+    }
     assert!(!dir.path().join("stats.safetensors").exists());
 
     for (model, weighting, output) in [

@@ -126,6 +126,9 @@ fn what_run_refuses_is_named() {
     refuse(&["llama", "--prompt", "w1", "--max-tokens", "0"]).stderr(contains("max_tokens = 0 is outside 1 and above"));
     refuse(&["llama", "--prompt", "w1", "--threads", "1025"]).stderr(contains("1025 is not in 0..=1024"));
     refuse(&["llama", "--prompt", "w1", "--cache", "much"]).stderr(contains("\"much\" is no number of bytes"));
+    fs::write(dir.path().join("llama/tokenizer.json"), words(VOCABULARY + 1)).unwrap();
+    let message = "error: the token 48 (\"w48\") has no row in the model's embedding of 48 rows\n";
+    refuse(&["llama", "--prompt", "w1 w48"]).stderr(message);
     refuse(&["llama", "--prompt", &"w1 ".repeat(64)]).stderr(contains("the prompt has 64 tokens"));
     if cfg!(not(feature = "cuda")) {
         let message = contains("the backend cuda is not compiled in (there are: flex").and(contains("--features cuda"));
@@ -251,7 +254,7 @@ fn what_eval_refuses_is_named() {
     with_text(&[&["small"], &context[..], &["llama"]].concat()).stderr(message);
     tokenizer("llama", VOCABULARY + 1);
     fs::write(dir.path().join("text.txt"), "w48 ".repeat(16)).unwrap();
-    let message = contains("the tokenizer of llama gives the token 48, the model has 48");
+    let message = contains("the token 48 (\"w48\") has no row in the model's embedding of 48 rows");
     with_text(&["llama", "--context", "16"]).stderr(message);
 
     // Without a tokenizer of its own, an archive takes that of the model that it is compared with.

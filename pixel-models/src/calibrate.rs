@@ -7,13 +7,13 @@
 //! projection of its vectors, whose gradients give the squared distance by which they move.
 
 use crate::evaluate::EvaluationError;
-use crate::{CausalModel, EncoderModel};
+use crate::{CausalModel, EncoderModel, ModelError};
 use burn::module::{Module, ParamId};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use pixel_core::archive::calibration::{Description, Weighting};
 use pixel_nn::Projection;
-use pixel_nn::calibration::{CalibrationError, CalibrationOptions, CalibrationProgress, calibrate};
+use pixel_nn::calibration::{CalibrationOptions, CalibrationProgress, calibrate};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -107,18 +107,19 @@ fn scalar<const D: usize>(tensor: Tensor<D>) -> Option<Tensor<1>> {
 /// Collects what the linear layers of a decoder read, and writes it to `output`.
 ///
 /// # Errors
-/// [`CalibrationError`].
+/// [`ModelError::UnknownToken`] for a token that the model does not have, [`ModelError::Calibration`].
 pub fn calibrate_causal(
     model: &CausalModel,
     tokens: &CalibrationTokens,
     options: &CalibrationOptions,
     output: impl AsRef<Path>,
     progress: &mut dyn FnMut(CalibrationProgress),
-) -> Result<Description, CalibrationError> {
+) -> Result<Description, ModelError> {
+    model.check_tokens(tokens.texts.iter().flatten())?;
     let device = model.network.norm.gamma.val().device();
     let names = linear_names(model.network.projections(), &model.weight_names);
     let batches = tokens.batches(&device);
-    match options.weighting {
+    let description = match options.weighting {
         Weighting::Uniform => {
             // The head's inputs are seen as well, if it is a layer of its own.
             let forward = |(_, batch): &(u64, Tensor<2, Int>)| {
@@ -140,24 +141,26 @@ pub fn calibrate_causal(
             };
             calibrate(&names, &batches, forward, options, output, progress)
         }
-    }
+    };
+    Ok(description?)
 }
 
 /// Collects what the linear layers of an encoder read, and writes it to `output`.
 ///
 /// # Errors
-/// [`CalibrationError`].
+/// [`ModelError::UnknownToken`] for a token that the model does not have, [`ModelError::Calibration`].
 pub fn calibrate_encoder(
     model: &EncoderModel,
     tokens: &CalibrationTokens,
     options: &CalibrationOptions,
     output: impl AsRef<Path>,
     progress: &mut dyn FnMut(CalibrationProgress),
-) -> Result<Description, CalibrationError> {
+) -> Result<Description, ModelError> {
+    model.check_tokens(tokens.texts.iter().flatten())?;
     let device = model.network.norm.gamma.val().device();
     let names = linear_names(model.network.projections(), &model.weight_names);
     let batches = tokens.batches(&device);
-    match options.weighting {
+    let description = match options.weighting {
         Weighting::Uniform => {
             let forward = |(_, batch): &(u64, Tensor<2, Int>)| {
                 model.network.forward(batch.clone(), None);
@@ -176,7 +179,8 @@ pub fn calibrate_encoder(
             };
             calibrate(&names, &batches, forward, options, output, progress)
         }
-    }
+    };
+    Ok(description?)
 }
 
 /// Draws one token a place from log likelihoods `[batch, length, vocabulary]`: `[batch, length, 1]`.

@@ -2,6 +2,7 @@
 
 use pixel_core::archive::ArchiveError;
 use pixel_nn::LayerError;
+use pixel_nn::calibration::CalibrationError;
 use std::path::{Path, PathBuf};
 
 /// A model that cannot be loaded, or a text that it cannot read.
@@ -94,6 +95,19 @@ pub enum ModelError {
         /// What is wrong.
         message: String,
     },
+    /// A token has no vector in the model: the tokenizer knows more tokens than the embedding has rows.
+    #[error("the token {token}{} has no row in the model's embedding of {rows} rows", spelled(text.as_deref()))]
+    UnknownToken {
+        /// The token's number.
+        token: u32,
+        /// Its text, if the tokenizer knows one.
+        text: Option<String>,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// A model cannot be calibrated.
+    #[error(transparent)]
+    Calibration(Box<CalibrationError>),
     /// The model is of the other kind.
     #[error("{} holds {found}, {expected} is needed", path.display())]
     Kind {
@@ -124,4 +138,15 @@ impl From<LayerError> for ModelError {
     fn from(error: LayerError) -> Self {
         Self::Layer(Box::new(error))
     }
+}
+
+impl From<CalibrationError> for ModelError {
+    fn from(error: CalibrationError) -> Self {
+        Self::Calibration(Box::new(error))
+    }
+}
+
+/// A token's text in brackets.
+fn spelled(text: Option<&str>) -> String {
+    text.map_or_else(String::new, |text| format!(" ({text:?})"))
 }

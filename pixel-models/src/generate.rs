@@ -73,7 +73,8 @@ impl Generation {
 /// # Errors
 /// [`ModelError::Layer`] for a configuration outside its ranges, and for logits that cannot be read from the device;
 /// [`ModelError::Text`] for an empty prompt where the tokenizer knows no token to begin with, a prompt that leaves no
-/// position free, a token that the model does not have, and logits of which none is a number.
+/// position free, and logits of which none is a number; [`ModelError::UnknownToken`] for a token that the model does
+/// not have.
 ///
 /// # Example
 /// ```
@@ -143,15 +144,13 @@ fn opening(model: &CausalModel, prompt: &[u32]) -> Result<Vec<u32>, ModelError> 
         ([], None) => return refuse("the prompt is empty, and no token is known that begins a text".into()),
         (prompt, _) => prompt.to_vec(),
     };
-    let (length, most, vocabulary) = (prompt.len(), model.max_positions, model.config.vocab_size);
+    let (length, most) = (prompt.len(), model.max_positions);
     if length >= most {
         return refuse(format!(
             "the prompt has {length} tokens, and the model's {most} positions leave no room for more"
         ));
     }
-    if let Some(token) = prompt.iter().find(|token| **token as usize >= vocabulary) {
-        return refuse(format!("the prompt has the token {token}, the model has {vocabulary}"));
-    }
+    model.check_tokens(&prompt)?;
     Ok(prompt)
 }
 
@@ -334,7 +333,8 @@ mod tests {
     #[test]
     fn what_cannot_be_generated_from_is_refused() {
         let mut model = tiny();
-        assert_eq!(message(&model, &[1, 48], &greedy(5)), "the prompt has the token 48, the model has 48");
+        let refused = message(&model, &[1, 48], &greedy(5));
+        assert_eq!(refused, "the token 48 has no row in the model's embedding of 48 rows");
         assert_eq!(message(&model, &PROMPT, &greedy(0)), "max_tokens = 0 is outside 1 and above");
         model.network.norm.gamma = model.network.norm.gamma.map(|gamma| gamma * f32::NAN);
         let refused = message(&model, &PROMPT, &greedy(5));

@@ -9,7 +9,7 @@ use pixel_core::compressor::{RunOptions, compress_checkpoint, decompress_archive
 use pixel_core::plan::{Plan, Recipe};
 use pixel_core::{Matrix, Moments, Shape};
 use pixel_models::calibrate::{CalibrationTokens, calibrate_causal, calibrate_encoder};
-use pixel_models::{LoadOptions, load};
+use pixel_models::{LoadOptions, ModelError, load};
 use pixel_nn::calibration::CalibrationOptions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -116,6 +116,25 @@ fn the_linear_layers_of_a_model_are_seen_and_nothing_else() {
             assert!(description.groups.values().all(|group| all(group.tokens)), "{name}");
             place.open().check(&checkpoint).unwrap();
         }
+    }
+}
+
+#[test]
+fn a_token_that_the_model_lacks_is_an_error() {
+    let open = |name: &str| load(folder(name), &LoadOptions::default(), &Device::flex()).unwrap();
+    let tokens = CalibrationTokens::texts(&[vec![1, 2], vec![3, 48]], usize::MAX);
+    for &weighting in WEIGHTINGS {
+        let (place, options) = (Place::new(), options(weighting));
+        let causal = open("llama").into_causal().unwrap();
+        let errors = [
+            calibrate_causal(&causal, &tokens, &options, place.file(), &mut |_| {}).unwrap_err(),
+            calibrate_encoder(&open("bert").into_encoder().unwrap(), &tokens, &options, place.file(), &mut |_| {})
+                .unwrap_err(),
+        ];
+        for error in errors {
+            assert!(matches!(error, ModelError::UnknownToken { token: 48, text: None, rows: 48 }), "{error}");
+        }
+        assert!(!place.file().exists());
     }
 }
 

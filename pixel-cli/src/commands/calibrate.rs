@@ -8,8 +8,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pixel_core::archive::calibration::{Calibration, Description, Source, Weighting, merge};
 use pixel_core::archive::{OutputKind, blake3_hex, check_output};
 use pixel_models::LoadedModel;
+use pixel_models::ModelError;
 use pixel_models::calibrate::{CalibrationTokens, calibrate_causal, calibrate_encoder};
-use pixel_models::tokenizer::TextTokenizer;
+use pixel_models::tokenizer::{TextTokenizer, check_tokens};
 use pixel_nn::calibration::{CalibrationOptions, CalibrationProgress};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -117,13 +118,13 @@ impl Args {
         };
         let description = match &model {
             LoadedModel::Causal(model) => {
-                let tokenizer = tokenizer(model.tokenizer.as_ref(), path)?;
-                let (tokens, sources) = self.chunks(&texts, tokenizer, self.context.min(model.max_positions))?;
+                let vocabulary = Vocabulary::new(model.tokenizer.as_ref(), model.config.vocab_size, path)?;
+                let (tokens, sources) = self.chunks(&texts, &vocabulary, self.context.min(model.max_positions))?;
                 calibrate_causal(model, &tokens, &options(sources), &self.output, &mut progress)?
             }
             LoadedModel::Encoder(model) => {
-                let tokenizer = tokenizer(model.tokenizer.as_ref(), path)?;
-                let (tokens, sources) = self.lines(&texts, tokenizer, self.context.min(model.max_positions))?;
+                let vocabulary = Vocabulary::new(model.tokenizer.as_ref(), model.config.vocab_size, path)?;
+                let (tokens, sources) = self.lines(&texts, &vocabulary, self.context.min(model.max_positions))?;
                 calibrate_encoder(model, &tokens, &options(sources), &self.output, &mut progress)?
             }
             _ => bail!("{}: a model of a kind that cannot be calibrated", path.display()),
@@ -136,10 +137,12 @@ impl Args {
     fn chunks(
         &self,
         texts: &[Text],
-        tokenizer: &TextTokenizer,
+        vocabulary: &Vocabulary<'_>,
         context: usize,
     ) -> Result<(CalibrationTokens, Vec<Source>)> {
-        let encode = |text: &Text| tokenizer.encode_plain(&text.text).with_context(|| text.name.clone());
+        let tokenizer = vocabulary.tokenizer;
+        let encode =
+            |text: &Text| vocabulary.check(tokenizer.encode_plain(&text.text)).with_context(|| text.name.clone());
         let encoded = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
         let total: usize = encoded.iter().map(Vec::len).sum();
         let mut all = CalibrationTokens { texts: Vec::new(), batch_tokens: self.batch_tokens, seed: self.seed };
@@ -158,12 +161,12 @@ impl Args {
     fn lines(
         &self,
         texts: &[Text],
-        tokenizer: &TextTokenizer,
+        vocabulary: &Vocabulary<'_>,
         context: usize,
     ) -> Result<(CalibrationTokens, Vec<Source>)> {
         let encode = |text: &Text| -> Result<Vec<Vec<u32>>> {
             let lines = text.text.lines().filter(|line| !line.trim().is_empty());
-            let cut = |line: &str| Ok(tokenizer.encode_to(line, context)?);
+            let cut = |line: &str| vocabulary.check(vocabulary.tokenizer.encode_to(line, context));
             lines.map(cut).collect::<Result<_>>().with_context(|| text.name.clone())
         };
         let encoded = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
@@ -220,6 +223,25 @@ impl Args {
             );
             println!("{}: {}", self.output.display(), output::bytes(bytes));
         }
+    }
+}
+
+/// A tokenizer, and the number of tokens that its model has.
+struct Vocabulary<'a> {
+    tokenizer: &'a TextTokenizer,
+    rows: usize,
+}
+
+impl<'a> Vocabulary<'a> {
+    fn new(own: Option<&'a TextTokenizer>, rows: usize, path: &Path) -> Result<Self> {
+        Ok(Self { tokenizer: tokenizer(own, path)?, rows })
+    }
+
+    /// The tokens, of which the model has each one.
+    fn check(&self, tokens: Result<Vec<u32>, ModelError>) -> Result<Vec<u32>> {
+        let tokens = tokens?;
+        check_tokens(Some(self.tokenizer), tokens.iter().chain(&self.tokenizer.added_bos()), self.rows)?;
+        Ok(tokens)
     }
 }
 

@@ -11,7 +11,7 @@ use pixel_core::math::metrics::bits_per_weight;
 use pixel_models::evaluate::{
     Comparison, EmbeddingComparison, Estimate, NEIGHBOURS, PerplexityConfig, compare, compare_embeddings, perplexity,
 };
-use pixel_models::tokenizer::TextTokenizer;
+use pixel_models::tokenizer::{TextTokenizer, check_tokens};
 use pixel_models::{CausalModel, EncoderModel, LoadedModel};
 use pixel_nn::attention::CacheFormat;
 use pixel_nn::projection::Projection;
@@ -156,7 +156,8 @@ impl Args {
             self.model.display(),
         );
         let chunks = self.limit.map(NonZeroUsize::get);
-        Ok(PerplexityConfig { context, chunks, batch: self.batch.map_or(1, NonZeroUsize::get) })
+        let batch = self.batch.map_or(1, NonZeroUsize::get);
+        Ok(PerplexityConfig { context, chunks, batch, vocabulary: None })
     }
 
     fn encoder(&self, model: &EncoderModel, text: &str) -> Result<Report> {
@@ -238,12 +239,9 @@ impl<'a> Vocabularies<'a> {
             let same = encode(other, text)? == tokens;
             ensure!(same, "the tokenizers of {model} and {} give different tokens for the text", against.display());
         }
-        let unknown =
-            tokens.iter().chain(&self.tokenizer.added_bos()).find(|token| **token as usize >= self.size).copied();
-        match unknown {
-            Some(token) => bail!("the tokenizer of {model} gives the token {token}, the model has {}", self.size),
-            None => Ok(tokens),
-        }
+        check_tokens(Some(self.tokenizer), tokens.iter().chain(&self.tokenizer.added_bos()), self.size)
+            .with_context(|| model.to_string())?;
+        Ok(tokens)
     }
 
     /// The tokens of a sentence, at most `most`, with those that the tokenizer puts around it.

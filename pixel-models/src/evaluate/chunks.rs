@@ -17,6 +17,9 @@ pub struct PerplexityConfig {
     /// The number of chunks that go through the model together. It changes memory and time, not the result.
     #[config(default = 1)]
     pub batch: usize,
+    /// The number of tokens that the model has, so that a text with others is refused before the model reads it;
+    /// `None` finds only those that have to be predicted, by the size of the logits.
+    pub vocabulary: Option<usize>,
 }
 
 impl Default for PerplexityConfig {
@@ -69,6 +72,8 @@ pub(super) struct Batch {
     pub(super) inputs: Tensor<2, Int>,
     /// What it should predict where it is scored: `[chunks, scored, 1]`.
     targets: Tensor<3, Int>,
+    /// The largest of them.
+    largest_target: u32,
     first_scored: usize,
 }
 
@@ -82,20 +87,31 @@ pub(super) fn batches<'a>(
     let chunks = config.count_chunks(tokens.len())?;
     let (context, first_scored) = (config.context, config.first_scored());
     let used = &tokens[..chunks * context];
+    if let Some(vocabulary) = config.vocabulary {
+        check_tokens(used.iter().copied().chain(bos), vocabulary)?;
+    }
     let batches = used.chunks(config.batch * context).enumerate();
     Ok(batches.map(move |(index, tokens)| {
         let rows = || tokens.chunks_exact(context);
         let inputs = rows().flat_map(|row| bos.into_iter().chain(row.iter().copied().skip(bos.map_or(0, |_| 1))));
-        let targets = rows().flat_map(|row| row[first_scored + 1..].iter().copied());
+        let targets = || rows().flat_map(|row| row[first_scored + 1..].iter().copied());
         let chunks = tokens.len() / context;
         Batch {
             first: index * config.batch,
             chunks,
+            largest_target: targets().max().unwrap_or_default(),
             inputs: Tensor::from_data(integers(inputs, [chunks, context]), device),
-            targets: Tensor::from_data(integers(targets, [chunks, config.scored_per_chunk(), 1]), device),
+            targets: Tensor::from_data(integers(targets(), [chunks, config.scored_per_chunk(), 1]), device),
             first_scored,
         }
     }))
+}
+
+fn check_tokens(tokens: impl IntoIterator<Item = u32>, vocabulary: usize) -> Result<(), EvaluationError> {
+    match tokens.into_iter().find(|token| *token as usize >= vocabulary) {
+        Some(token) => Err(EvaluationError::UnknownToken { token, vocabulary }),
+        None => Ok(()),
+    }
 }
 
 fn integers<const D: usize>(tokens: impl Iterator<Item = u32>, shape: [usize; D]) -> TensorData {
@@ -106,14 +122,18 @@ impl Batch {
     /// The log likelihoods of all tokens at the scored places, `[chunks, scored, vocab]` in F32, from logits
     /// `[chunks, context, vocab]`.
     ///
+    /// # Errors
+    /// [`EvaluationError::UnknownToken`] for a token to predict that has no logit.
+    ///
     /// # Panics
     /// If the logits are of another shape.
-    pub(super) fn log_likelihoods(&self, logits: Tensor<3>) -> Tensor<3> {
+    pub(super) fn log_likelihoods(&self, logits: Tensor<3>) -> Result<Tensor<3>, EvaluationError> {
         let [chunks, context] = self.inputs.dims();
         let [.., vocab] = logits.dims();
         assert_eq!(logits.dims(), [chunks, context, vocab], "shape of the logits");
+        check_tokens([self.largest_target], vocab)?;
         let scored = self.targets.dims()[1];
-        log_softmax(logits.narrow(1, self.first_scored, scored).cast(DType::F32), 2)
+        Ok(log_softmax(logits.narrow(1, self.first_scored, scored).cast(DType::F32), 2))
     }
 
     /// The log likelihood of each token that comes: `[chunks, scored, 1]`.

@@ -47,8 +47,8 @@ pub fn compare(
     let total = config.count_chunks(tokens.len())?;
     let [mut of_dense, mut of_model, mut difference, mut divergence, mut agreement] = <[Mean; 5]>::default();
     for batch in batches(config, tokens, bos, device)? {
-        let reference = batch.log_likelihoods(dense(batch.inputs.clone()));
-        let other = batch.log_likelihoods(model(batch.inputs.clone()));
+        let reference = batch.log_likelihoods(dense(batch.inputs.clone()))?;
+        let other = batch.log_likelihoods(model(batch.inputs.clone()))?;
         assert_eq!(reference.dims(), other.dims(), "log likelihoods of the dense model and of the other");
         let agree = reference.clone().argmax(2).equal(other.clone().argmax(2)).float().cast(DType::F32);
         let targets = [&reference, &other].map(|log_likelihoods| batch.of_targets(log_likelihoods.clone()));

@@ -17,6 +17,14 @@ pub enum EvaluationError {
         /// Tokens of the text.
         found: usize,
     },
+    /// The text has a token that the models do not have.
+    #[error("the text has the token {token}, the model has {vocabulary} tokens")]
+    UnknownToken {
+        /// The first such token.
+        token: u32,
+        /// How many the model has.
+        vocabulary: usize,
+    },
     /// A model gave logits of which the softmax is no number.
     #[error("chunk {chunk}: the model predicts token {position} with a log likelihood of {value}")]
     NotFinite {

@@ -35,8 +35,9 @@ impl Perplexity {
 /// number of chunks done and of all, and the perplexity so far.
 ///
 /// # Errors
-/// [`EvaluationError::Config`], [`EvaluationError::TooShort`]; [`EvaluationError::NotFinite`] for logits whose softmax
-/// is no number; [`EvaluationError::Read`].
+/// [`EvaluationError::Config`], [`EvaluationError::TooShort`]; [`EvaluationError::UnknownToken`] for a token that the
+/// model does not have; [`EvaluationError::NotFinite`] for logits whose softmax is no number;
+/// [`EvaluationError::Read`].
 ///
 /// # Panics
 /// If the logits are of another shape.
@@ -77,7 +78,7 @@ pub fn perplexity(
     let total = config.count_chunks(tokens.len())?;
     let mut negative_log_likelihood = Mean::default();
     for batch in batches(config, tokens, bos, device)? {
-        let log_likelihoods = batch.log_likelihoods(logits(batch.inputs.clone()));
+        let log_likelihoods = batch.log_likelihoods(logits(batch.inputs.clone()))?;
         for [log_likelihood] in batch.read(batch.of_targets(log_likelihoods))? {
             negative_log_likelihood.add(-log_likelihood);
         }
@@ -175,6 +176,22 @@ mod tests {
         };
         let error = run(&config, &[0; 16], model).unwrap_err();
         assert!(matches!(error, EvaluationError::NotFinite { chunk: 1, position: 5, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_token_that_the_model_lacks_is_refused() {
+        let config = PerplexityConfig::new().with_context(4);
+        // Before the model runs, if it is known how many there are; by its logits, if it ran.
+        let known = config.clone().with_vocabulary(Some(5));
+        let unknown = EvaluationError::UnknownToken { token: 5, vocabulary: 5 };
+        let error = run(&known, &[5, 0, 0, 0], |_| panic!("the model ran")).unwrap_err();
+        assert_eq!(
+            (error, unknown.to_string().as_str()),
+            (unknown.clone(), "the text has the token 5, the model has 5 tokens")
+        );
+        assert_eq!(run(&config, &[0, 0, 0, 5], uniform(5, 0.0)).unwrap_err(), unknown);
+        // What belongs to no chunk is not read.
+        assert!(run(&known, &[0, 0, 0, 4, 5], uniform(5, 0.0)).is_ok());
     }
 
     #[test]

@@ -137,6 +137,13 @@ impl TextTokenizer {
         self.tokenizer.get_vocab_size(true)
     }
 
+    /// The text of one token by itself, special ones included; `None` for a number that no token has.
+    pub fn text_of(&self, token: u32) -> Option<String> {
+        let name = self.tokenizer.id_to_token(token)?;
+        let text = self.tokenizer.decode(&[token], false).ok().filter(|text| !text.is_empty());
+        Some(text.unwrap_or(name))
+    }
+
     /// Whether the token has a text: it exists and is not special.
     fn is_text(&self, token: u32) -> bool {
         let added = self.tokenizer.get_added_vocabulary();
@@ -149,6 +156,25 @@ impl TextTokenizer {
         let is_hex = |digits: &str| digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
         let name = self.tokenizer.id_to_token(token);
         name.is_some_and(|name| name.strip_prefix("<0x").and_then(|name| name.strip_suffix('>')).is_some_and(is_hex))
+    }
+}
+
+/// Refuses tokens that an embedding of so many rows has none for: a tokenizer may know more tokens than its model,
+/// where some were added to it and the model was not resized. `tokenizer` gives the error the token's text.
+///
+/// # Errors
+/// [`ModelError::UnknownToken`] for the first of them.
+pub fn check_tokens<'a>(
+    tokenizer: Option<&TextTokenizer>,
+    tokens: impl IntoIterator<Item = &'a u32>,
+    rows: usize,
+) -> Result<(), ModelError> {
+    match tokens.into_iter().copied().find(|token| *token as usize >= rows) {
+        Some(token) => {
+            let text = tokenizer.and_then(|tokenizer| tokenizer.text_of(token));
+            Err(ModelError::UnknownToken { token, text, rows })
+        }
+        None => Ok(()),
     }
 }
 
