@@ -87,6 +87,21 @@ fn some_of_the_tokens_are_taken_from_each_text_by_its_length() {
 }
 
 #[test]
+fn what_there_is_less_of_than_asked_for_is_said() {
+    let dir = workspace("llama");
+    let run = |more: &[&str]| {
+        let args = ["calibrate", "llama", "-t", "text.txt", "--weighting", "uniform", "-o", "c.safetensors"];
+        pixel(dir.path(), &[&args[..], &["--overwrite"], more].concat()).success()
+    };
+    run(&[]).stderr("").stdout(contains("320 tokens"));
+    run(&["--tokens", "320", "--context", "64"]).stderr("");
+    run(&["--tokens", "321"]).stderr("note: --tokens 321: the texts have 320\n");
+    let note = "note: --context 65: llama was made for texts of 64 tokens, which are taken\n";
+    run(&["--context", "65"]).stderr(note);
+    run(&["--context", "65", "--tokens", "321", "--quiet"]).stderr("").stdout("");
+}
+
+#[test]
 fn a_seed_fixes_what_is_drawn() {
     let dir = workspace("llama");
     let file = |output: &str, more: &[&str]| {
@@ -149,7 +164,7 @@ fn what_calibrate_refuses_is_named() {
     let message = contains("empty.txt").and(contains("a chunk needs 64 tokens, the text has 0"));
     refuse(&["llama", "--text", "empty.txt"]).stderr(message);
     refuse(&["bert", "--text", "text.txt", "empty.txt"]).stderr(contains("empty.txt: no line with text"));
-    llama(&["--tokens", "0"]).stderr(contains("--tokens 0 must be at least 1"));
+    llama(&["--tokens", "0"]).stderr(contains("--tokens 0: it must be at least 1"));
     llama(&["--merge", "a.safetensors"]).stderr(contains("cannot be used with"));
     llama(&["--weighting", "none"]).stderr(contains("[possible values: gradient, uniform]"));
     refuse(&["--merge", "absent.safetensors"]).stderr(contains("absent.safetensors"));

@@ -5,7 +5,8 @@ mod common;
 
 use approx::{assert_abs_diff_eq, assert_relative_eq};
 use assert_cmd::Command;
-use common::{VOCABULARY, add, json_of, number, pixel, stdout, words};
+use assert_cmd::assert::Assert;
+use common::{VOCABULARY, add, json_of, number, pixel, stdout, with_special, words};
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
 use serde_json::{Value, json};
@@ -231,9 +232,8 @@ fn what_eval_refuses_is_named() {
     add(&dir, "bert");
     let refuse = |args: &[&str]| pixel(dir.path(), &[&["eval"], args].concat()).code(2).stdout("");
     let with_text = |args: &[&str]| refuse(&[args, &["--text", "text.txt"]].concat());
-    refuse(&["llama", "--text", "absent.txt"]).stderr(contains("cannot read the text absent.txt"));
+    refuse(&["llama", "--text", "absent.txt"]).stderr(contains("cannot read absent.txt"));
     refuse(&["llama"]).stderr(contains("--text"));
-    with_text(&["llama"]).stderr(contains("--context 512: llama was made for texts of at most 64 tokens"));
     with_text(&["llama", "--context", "2"]).stderr(contains("context = 2 is outside 3 and above"));
     with_text(&["llama", "--limit", "0"]).stderr(contains("--limit"));
     with_text(&["llama", "--context", "16", "--against", "bert"]).stderr(contains("a decoder is needed"));
@@ -263,6 +263,59 @@ fn what_eval_refuses_is_named() {
     with_text(&["small", "--context", "16"]).stderr(contains("small: there is no tokenizer.json"));
     let args = [&["eval", "small"], &context[..], &["llama", "--text", "text.txt"]].concat();
     pixel(dir.path(), &args).success();
+}
+
+#[test]
+fn the_context_is_what_the_model_has_and_a_cut_is_said() {
+    let dir = workspace("llama");
+    let eval = |args: &[&str]| pixel(dir.path(), &[&["eval", "llama", "--text", "text.txt", "--json"], args].concat());
+    let context = |assert: Assert| serde_json::from_str::<Value>(&stdout(assert)).unwrap()["context"].clone();
+    assert_eq!(context(eval(&[]).stderr("")), 64);
+    let note = "note: --context 65: llama was made for texts of 64 tokens, which are taken\n";
+    assert_eq!(context(eval(&["--context", "65"]).stderr(note)), 64);
+    let note = "note: --limit 99: the text has 3 chunks of 64 tokens\n";
+    assert_eq!(context(eval(&["--limit", "99"]).stderr(note)), 64);
+    add(&dir, "bert");
+    let args = ["eval", "bert", "--against", "bert", "--text", "text.txt", "--limit", "41"];
+    pixel(dir.path(), &args).success().stderr("note: --limit 41: the text has 40 sentences\n");
+}
+
+#[test]
+fn a_text_is_text() {
+    let dir = workspace("llama");
+    fs::write(dir.path().join("llama/tokenizer.json"), with_special("<end>")).unwrap();
+    let tokens = |text: &[u8], args: &[&str]| {
+        fs::write(dir.path().join("special.txt"), text).unwrap();
+        let eval = ["eval", "llama", "--text", "special.txt", "--context", "4"];
+        json_of(dir.path(), &[&eval[..], args].concat())["text_tokens"].clone()
+    };
+    let text = "w1<end>w2 ".repeat(8);
+    assert_eq!(tokens(text.as_bytes(), &[]), 8);
+    assert_eq!(tokens(text.as_bytes(), &["--special-tokens"]), 24);
+    // A byte order mark would be a token of its own.
+    let marked = ["\u{FEFF} ", &text].concat();
+    assert_eq!(tokens(marked.as_bytes(), &[]), 8);
+    let calibrated = |args: &[&str]| {
+        let calibrate = ["calibrate", "llama", "-t", "special.txt", "--context", "4", "-o", "c.safetensors"];
+        json_of(dir.path(), &[&calibrate[..], &["--overwrite", "--weighting", "uniform"], args].concat())["tokens"]
+            .clone()
+    };
+    assert_eq!((calibrated(&[]), calibrated(&["--special-tokens"])), (json!(8), json!(24)));
+    // A prompt is for whoever writes it to spell.
+    let run = json_of(dir.path(), &["run", "llama", "--prompt", "w1<end>w2", "-n", "1"]);
+    assert_eq!(run["prompt_tokens"], 3);
+}
+
+#[test]
+fn numbers_that_python_writes_are_read() {
+    let dir = workspace("llama");
+    let path = dir.path().join("llama/config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, config.replacen('{', "{\"a\": [0.0, Infinity], \"b\": -Infinity, \"c\": NaN,", 1)).unwrap();
+    pixel(dir.path(), &[PROMPT, &["-n", "1"]].concat()).success();
+    fs::write(&path, config.replace("1e-05", "NaN")).unwrap();
+    let message = contains("llama/config.json: field \"rms_norm_eps\" is \"NaN\"");
+    pixel(dir.path(), PROMPT).code(2).stderr(message);
 }
 
 #[test]

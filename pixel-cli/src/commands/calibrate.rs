@@ -1,9 +1,10 @@
 //! `pixel calibrate`.
 
 use super::model_args::{ModelArgs, tokenizer};
+use super::texts::{self, Text, TextArgs, Vocabulary};
 use crate::output;
 use crate::progress::stop_on_signal;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pixel_core::archive::calibration::{Calibration, Description, Source, Weighting, merge};
 use pixel_core::archive::{OutputKind, blake3_hex, check_output};
@@ -17,17 +18,21 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+/// Tokens to read, unless --tokens says otherwise.
+const TOKENS: usize = 65536;
+
 /// Collect what a model's layers read, for `pixel compress --calibration`
 ///
 /// MODEL is run on texts, and the second moments of each layer's inputs are written to a file. A decoder reads chunks
-/// of --context tokens, evenly spread over the texts; an encoder reads lines. Choose texts like those that the model
-/// will read: that matters more than their amount. Files collected on several machines are put together with --merge.
+/// of --context tokens, evenly spread over the texts; an encoder reads lines. A text is text: a special token that it
+/// spells out is read as its characters, unless --special-tokens is given. Choose texts like those that the model will
+/// read: that matters more than their amount. Files collected on several machines are put together with --merge.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The model: a Hugging Face directory
     #[arg(value_name = "MODEL", required_unless_present = "merge")]
     model: Option<PathBuf>,
-    /// UTF-8 texts; of several files, each gives tokens by its length
+    /// UTF-8 texts, with or without a byte order mark; of several files, each gives tokens by its length
     #[arg(long, short, value_name = "FILE", num_args = 1.., required_unless_present = "merge")]
     text: Vec<PathBuf>,
     /// The calibration file to write
@@ -36,12 +41,14 @@ pub(crate) struct Args {
     /// Merge these calibration files of one model instead of running it
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["model", "text"])]
     merge: Vec<PathBuf>,
-    /// Tokens to read, about; fewer if the texts have fewer
-    #[arg(long, default_value_t = 65536)]
-    tokens: usize,
-    /// Tokens of a chunk, or of a line at most
-    #[arg(long, default_value_t = 512)]
-    context: usize,
+    /// Tokens to read, about; fewer if the texts have fewer [default: 65536]
+    #[arg(long)]
+    tokens: Option<usize>,
+    /// Tokens of a chunk, or of a line at most; at most what the model was made for [default: that, 512 at most]
+    #[arg(long)]
+    context: Option<usize>,
+    #[command(flatten)]
+    texts: TextArgs,
     /// How much each token counts
     #[arg(long, value_enum, default_value_t = WeightingArg::Gradient)]
     weighting: WeightingArg,
@@ -92,13 +99,10 @@ impl Args {
     }
 
     fn collect(&self, path: &Path) -> Result<Description> {
-        if self.context == 0 || self.batch_tokens == 0 || self.tokens == 0 {
-            bail!(
-                "--context {}, --batch-tokens {} and --tokens {} must be at least 1",
-                self.context,
-                self.batch_tokens,
-                self.tokens
-            );
+        for (option, value) in
+            [("--context", self.context), ("--batch-tokens", Some(self.batch_tokens)), ("--tokens", self.tokens)]
+        {
+            ensure!(value != Some(0), "{option} 0: it must be at least 1");
         }
         check_output(&self.output, OutputKind::File, self.overwrite)?;
         let texts = self.text.iter().map(|path| Text::read(path)).collect::<Result<Vec<_>>>()?;
@@ -118,13 +122,13 @@ impl Args {
         };
         let description = match &model {
             LoadedModel::Causal(model) => {
-                let vocabulary = Vocabulary::new(model.tokenizer.as_ref(), model.config.vocab_size, path)?;
-                let (tokens, sources) = self.chunks(&texts, &vocabulary, self.context.min(model.max_positions))?;
+                let vocabulary = self.vocabulary(model.tokenizer.as_ref(), model.config.vocab_size, path)?;
+                let (tokens, sources) = self.chunks(&texts, &vocabulary, self.cut(model.max_positions, path))?;
                 calibrate_causal(model, &tokens, &options(sources), &self.output, &mut progress)?
             }
             LoadedModel::Encoder(model) => {
-                let vocabulary = Vocabulary::new(model.tokenizer.as_ref(), model.config.vocab_size, path)?;
-                let (tokens, sources) = self.lines(&texts, &vocabulary, self.context.min(model.max_positions))?;
+                let vocabulary = self.vocabulary(model.tokenizer.as_ref(), model.config.vocab_size, path)?;
+                let (tokens, sources) = self.lines(&texts, &vocabulary, self.cut(model.max_positions, path))?;
                 calibrate_encoder(model, &tokens, &options(sources), &self.output, &mut progress)?
             }
             _ => bail!("{}: a model of a kind that cannot be calibrated", path.display()),
@@ -133,25 +137,54 @@ impl Args {
         Ok(description)
     }
 
+    fn tokens(&self) -> usize {
+        self.tokens.unwrap_or(TOKENS)
+    }
+
+    fn vocabulary(&self, own: Option<&TextTokenizer>, rows: usize, path: &Path) -> Result<Vocabulary> {
+        Ok(Vocabulary { tokenizer: self.texts.tokenizer(tokenizer(own, path)?), rows })
+    }
+
+    /// Tokens of a chunk, with a word if they are fewer than asked for.
+    fn cut(&self, max_positions: usize, path: &Path) -> usize {
+        let (context, notice) = texts::context(self.context, max_positions, path);
+        notice.iter().for_each(|notice| self.say(notice));
+        context
+    }
+
+    /// Says so if more tokens were asked for than there are in what can be read of the texts.
+    fn say_if_fewer(&self, total: usize) {
+        if let Some(asked) = self.tokens.filter(|asked| *asked > total) {
+            self.say(&format!("note: --tokens {asked}: the texts have {total}"));
+        }
+    }
+
+    fn say(&self, notice: &str) {
+        if !self.quiet {
+            eprintln!("{notice}");
+        }
+    }
+
     /// Chunks of every text, in proportion to its length.
     fn chunks(
         &self,
         texts: &[Text],
-        vocabulary: &Vocabulary<'_>,
+        vocabulary: &Vocabulary,
         context: usize,
     ) -> Result<(CalibrationTokens, Vec<Source>)> {
-        let tokenizer = vocabulary.tokenizer;
+        let tokenizer = &vocabulary.tokenizer;
         let encode =
             |text: &Text| vocabulary.check(tokenizer.encode_plain(&text.text)).with_context(|| text.name.clone());
         let encoded = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
         let total: usize = encoded.iter().map(Vec::len).sum();
+        self.say_if_fewer(total);
         let mut all = CalibrationTokens { texts: Vec::new(), batch_tokens: self.batch_tokens, seed: self.seed };
         let mut sources = Vec::new();
         for (text, tokens) in texts.iter().zip(&encoded) {
-            let share = (self.tokens as f64 * tokens.len() as f64 / total as f64).round() as usize;
+            let share = (self.tokens() as f64 * tokens.len() as f64 / total as f64).round() as usize;
             let part = CalibrationTokens::chunks(tokens, context, share, tokenizer.added_bos());
             let part = part.with_context(|| text.name.clone())?;
-            sources.push(text.source(part.num_tokens()));
+            sources.push(source(text, &part));
             all.texts.extend(part.texts);
         }
         Ok((all, sources))
@@ -161,16 +194,16 @@ impl Args {
     fn lines(
         &self,
         texts: &[Text],
-        vocabulary: &Vocabulary<'_>,
+        vocabulary: &Vocabulary,
         context: usize,
     ) -> Result<(CalibrationTokens, Vec<Source>)> {
         let encode = |text: &Text| -> Result<Vec<Vec<u32>>> {
-            let lines = text.text.lines().filter(|line| !line.trim().is_empty());
             let cut = |line: &str| vocabulary.check(vocabulary.tokenizer.encode_to(line, context));
-            lines.map(cut).collect::<Result<_>>().with_context(|| text.name.clone())
+            text.lines().map(cut).collect::<Result<_>>().with_context(|| text.name.clone())
         };
         let encoded = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
         let total: usize = encoded.iter().flatten().map(Vec::len).sum();
+        self.say_if_fewer(total);
         let mut all = CalibrationTokens { texts: Vec::new(), batch_tokens: self.batch_tokens, seed: self.seed };
         let mut sources = Vec::new();
         for (text, lines) in texts.iter().zip(&encoded) {
@@ -179,8 +212,8 @@ impl Args {
                 bail!("{}: no line with text", text.name);
             }
             let part =
-                CalibrationTokens::texts(lines, (self.tokens as f64 * len as f64 / total as f64).round() as usize);
-            sources.push(text.source(part.num_tokens()));
+                CalibrationTokens::texts(lines, (self.tokens() as f64 * len as f64 / total as f64).round() as usize);
+            sources.push(source(text, &part));
             all.texts.extend(part.texts);
         }
         Ok((all, sources))
@@ -226,42 +259,6 @@ impl Args {
     }
 }
 
-/// A tokenizer, and the number of tokens that its model has.
-struct Vocabulary<'a> {
-    tokenizer: &'a TextTokenizer,
-    rows: usize,
-}
-
-impl<'a> Vocabulary<'a> {
-    fn new(own: Option<&'a TextTokenizer>, rows: usize, path: &Path) -> Result<Self> {
-        Ok(Self { tokenizer: tokenizer(own, path)?, rows })
-    }
-
-    /// The tokens, of which the model has each one.
-    fn check(&self, tokens: Result<Vec<u32>, ModelError>) -> Result<Vec<u32>> {
-        let tokens = tokens?;
-        check_tokens(Some(self.tokenizer), tokens.iter().chain(&self.tokenizer.added_bos()), self.rows)?;
-        Ok(tokens)
-    }
-}
-
-/// A text file.
-struct Text {
-    name: String,
-    text: String,
-    blake3: String,
-}
-
-impl Text {
-    fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let blake3 = blake3_hex(&bytes);
-        let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok(Self { name, text, blake3 })
-    }
-
-    fn source(&self, tokens: usize) -> Source {
-        Source { name: self.name.clone(), blake3: self.blake3.clone(), tokens: tokens as u64 }
-    }
+fn source(text: &Text, part: &CalibrationTokens) -> Source {
+    Source { name: text.name.clone(), blake3: text.blake3.clone(), tokens: part.num_tokens() as u64 }
 }

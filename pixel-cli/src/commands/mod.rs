@@ -14,4 +14,6 @@ mod model_args;
 #[cfg(feature = "models")]
 pub(crate) mod run;
 mod run_args;
+#[cfg(feature = "models")]
+mod texts;
 pub(crate) mod verify;

@@ -36,6 +36,17 @@ pub(crate) fn words(count: usize) -> String {
     tokenizer.to_string()
 }
 
+/// That tokenizer with a special token in the place of the last word, which ends a word wherever it stands.
+#[allow(dead_code, reason = "not every file of tests has special tokens")]
+pub(crate) fn with_special(content: &str) -> String {
+    let mut tokenizer: Value = serde_json::from_str(&words(VOCABULARY - 1)).unwrap();
+    let id = VOCABULARY - 1;
+    tokenizer["model"]["vocab"][content] = json!(id);
+    tokenizer["added_tokens"] = json!([{ "id": id, "content": content, "special": true, "normalized": false,
+        "single_word": false, "lstrip": false, "rstrip": false }]);
+    tokenizer.to_string()
+}
+
 /// Copies a small model of the library's tests, and gives it a tokenizer.
 pub(crate) fn add(dir: &TempDir, model: &str) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model);

@@ -62,7 +62,16 @@ impl TextTokenizer {
         Ok(read)
     }
 
-    /// The tokens of a text, with the special tokens that the tokenizer puts around it.
+    /// This tokenizer for texts that are text and nothing else: special tokens that are spelled out in them are read as
+    /// the characters that they are written with. What [`encode`](Self::encode) puts around a text stays.
+    pub fn literal(&self) -> Self {
+        let mut literal = self.clone();
+        literal.tokenizer.set_encode_special_tokens(true);
+        literal
+    }
+
+    /// The tokens of a text, with the special tokens that the tokenizer puts around it. A special token that is spelled
+    /// out in the text counts as that token, unless the tokenizer is [`literal`](Self::literal).
     ///
     /// # Errors
     /// [`ModelError::Text`] where the tokenizer has no token for a part of the text.
@@ -71,7 +80,7 @@ impl TextTokenizer {
     }
 
     /// The tokens of a text, with nothing around it. A special token that is spelled out in the text counts as that
-    /// token.
+    /// token, unless the tokenizer is [`literal`](Self::literal).
     ///
     /// # Errors
     /// As [`encode`](Self::encode).

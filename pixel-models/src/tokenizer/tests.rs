@@ -143,6 +143,19 @@ fn a_text_ends_at_the_tokens_of_every_file() {
 }
 
 #[test]
+fn a_special_token_that_is_spelled_out_is_a_token_or_its_characters() {
+    let tokenizer = tokenizer(&[("tokenizer.json", byte_level())]).unwrap();
+    assert_eq!(tokenizer.encode_plain("a</s>").unwrap(), [0x61, 257]);
+    let literal = tokenizer.literal();
+    let characters = "a</s>".bytes().map(u32::from).collect::<Vec<_>>();
+    assert_eq!(literal.encode_plain("a</s>").unwrap(), characters);
+    assert_eq!(literal.encode("a</s>").unwrap(), [&[256], characters.as_slice()].concat());
+    assert_eq!(literal.encode_to("a</s>", 4).unwrap(), [256, 0x61, 0x3C, 0x2F]);
+    assert_eq!(tokenizer.text_of(257).as_deref(), Some("</s>"));
+    assert_eq!((tokenizer.text_of(0x61).as_deref(), tokenizer.text_of(258)), (Some("a"), None));
+}
+
+#[test]
 fn truncation_and_padding_of_the_file_are_off() {
     let tokenizer = tokenizer(&[("tokenizer.json", word_piece())]).unwrap();
     assert_eq!(tokenizer.encode("the cats the cats .").unwrap(), [2, 3, 4, 5, 3, 4, 5, 7]);
