@@ -307,6 +307,25 @@ fn a_text_is_text() {
 }
 
 #[test]
+fn tensors_that_are_not_read_are_said_in_one_line() {
+    let dir = workspace("llama");
+    let path = dir.path().join("llama/config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1")).unwrap();
+    let warning = "warning: llama: 9 tensors are not read (model.layers.1.input_layernorm.weight, \
+                   model.layers.1.mlp.down_proj.weight, model.layers.1.mlp.gate_proj.weight, …): config.json says \
+                   num_hidden_layers = 1\n";
+    let commands = [
+        &["run", "llama", "--prompt", "w1", "-n", "1", "--json"][..],
+        &["eval", "llama", "--text", "text.txt"],
+        &["calibrate", "llama", "--text", "text.txt", "--weighting", "uniform", "-o", "c.safetensors"],
+    ];
+    for command in commands {
+        pixel(dir.path(), command).success().stderr(warning);
+    }
+}
+
+#[test]
 fn numbers_that_python_writes_are_read() {
     let dir = workspace("llama");
     let path = dir.path().join("llama/config.json");

@@ -6,7 +6,7 @@
 
 use crate::config::{Activation, BertConfig, Pooling};
 use crate::error::ModelError;
-use crate::weights::{LinearSize, TokenEmbedding, WeightLoader, projections};
+use crate::weights::{LinearSize, TokenEmbedding, UnreadReason, WeightLoader, layer_of, projections};
 use burn::module::Module;
 use burn::nn::{DropoutConfig, LayerNorm};
 use burn::tensor::{Bool, DType, Int, Tensor, assert_shape, s};
@@ -15,6 +15,9 @@ use pixel_nn::{Projection, ProjectionStep};
 
 /// What may stand before the names of the tensors; a base model saved by itself has nothing.
 const PREFIXES: [&str; 3] = ["", "bert.", "model."];
+
+/// What the names of the tensors of tasks begin with.
+const TASKS: [&str; 3] = ["cls.", "classifier.", "qa_outputs."];
 
 /// The least length of a vector that is divided by its length, and the least number of tokens of a mean: an empty text
 /// gives zeros, not numbers that are none. Both are below what a single token gives.
@@ -163,6 +166,14 @@ impl Bert {
         let states = self.norm.forward(sum.cast(self.norm.gamma.val().dtype()));
         self.layers.iter().fold(states, |states, layer| layer.forward(states, mask_pad.clone()))
     }
+}
+
+/// Why a model of this configuration does not read the tensor `name`.
+pub(crate) fn why_unread(config: &BertConfig, name: &str) -> Option<UnreadReason> {
+    if layer_of(name).is_some_and(|layer| layer >= config.num_hidden_layers) {
+        return Some(UnreadReason::Layer { layers: config.num_hidden_layers });
+    }
+    TASKS.iter().any(|task| name.starts_with(task)).then_some(UnreadReason::Task)
 }
 
 /// The mean over the tokens that are not padding, `[batch, seq, hidden]` to `[batch, hidden]`.

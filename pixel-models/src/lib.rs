@@ -68,4 +68,4 @@ pub use error::ModelError;
 pub use llama::{Llama, LlamaCache};
 pub use load::{LoadOptions, load};
 pub use model::{CausalModel, EncoderModel, LoadedModel};
-pub use weights::{LinearSize, TokenEmbedding};
+pub use weights::{LinearSize, TokenEmbedding, UnreadReason, UnreadTensor};

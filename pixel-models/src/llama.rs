@@ -6,7 +6,7 @@
 
 use crate::config::{LlamaConfig, LlamaFamily};
 use crate::error::ModelError;
-use crate::weights::{LinearSize, TokenEmbedding, WeightLoader, projections};
+use crate::weights::{LinearSize, TokenEmbedding, UnreadReason, WeightLoader, layer_of, projections};
 use burn::module::Module;
 use burn::nn::{DropoutConfig, RmsNorm};
 use burn::tensor::{DType, Int, Tensor, s};
@@ -15,6 +15,9 @@ use pixel_nn::{Activation, Projection, ProjectionStep, SynthesisMode};
 
 /// What may stand before the names of the layers' tensors; a base model saved by itself has nothing.
 const PREFIXES: [&str; 2] = ["model.", ""];
+
+/// The weight of a head of its own.
+const HEAD: &str = "lm_head.weight";
 
 /// A decoder of the Llama family.
 ///
@@ -80,13 +83,17 @@ impl Llama {
     pub fn from_loader(config: &LlamaConfig, loader: &mut WeightLoader<'_>) -> Result<Self, ModelError> {
         let prefix = loader.prefix(&PREFIXES, "embed_tokens.weight");
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
-        let embed_tokens = loader.embedding(&format!("{prefix}embed_tokens.weight"), [vocabulary, hidden])?;
+        let table = format!("{prefix}embed_tokens.weight");
+        let embed_tokens = loader.embedding(&table, [vocabulary, hidden])?;
         let layers = (0..config.num_hidden_layers)
             .map(|layer| LlamaLayer::from_loader(config, layer, &format!("{prefix}layers.{layer}"), loader));
         let layers = layers.collect::<Result<_, _>>()?;
         let norm = loader.rms_norm(&format!("{prefix}norm"), hidden, config.rms_norm_eps)?;
         let lm_head = match config.tie_word_embeddings {
-            true => None,
+            true => {
+                loader.skip_copy(HEAD, &table)?;
+                None
+            }
             false => Some(loader.projection("lm_head", [vocabulary, hidden], false)?),
         };
         let (synthesis, cache_format) = (loader.synthesis().clone(), loader.cache_format());
@@ -261,6 +268,22 @@ impl GatedMlp {
         let inner = ProjectionStep::new([&self.gate, &self.up]).with_activation(Activation::GatedSilu);
         self.down.forward(inner.forward(states))
     }
+}
+
+/// Why a model of this configuration does not read the tensor `name`.
+pub(crate) fn why_unread(config: &LlamaConfig, name: &str) -> Option<UnreadReason> {
+    if layer_of(name).is_some_and(|layer| layer >= config.num_hidden_layers) {
+        return Some(UnreadReason::Layer { layers: config.num_hidden_layers });
+    }
+    if name == HEAD && config.tie_word_embeddings {
+        return Some(UnreadReason::TiedHead);
+    }
+    let field = match (config.family, name.contains("self_attn"), name.contains("mlp")) {
+        (LlamaFamily::Llama | LlamaFamily::Qwen3, true, _) => Some("attention_bias"),
+        (LlamaFamily::Llama, _, true) => Some("mlp_bias"),
+        _ => None,
+    };
+    name.ends_with(".bias").then_some(UnreadReason::Bias { field })
 }
 
 /// The attention of one layer. Hugging Face's checkpoints pair the halves of a head, which is the order of [`Rotary`].

@@ -3,7 +3,8 @@
 use crate::config::{BertConfig, LlamaConfig, Pooling};
 use crate::error::ModelError;
 use crate::tokenizer::{self, TextTokenizer};
-use crate::{Bert, Llama};
+use crate::weights::{UnreadTensor, unread};
+use crate::{Bert, Llama, bert, llama};
 use burn::module::ParamId;
 use burn::tensor::{Bool, Int, Tensor};
 use std::collections::BTreeMap;
@@ -31,7 +32,8 @@ pub struct CausalModel {
     /// The tensor in the file of each linear layer's and embedding's weight, by the id of its parameter: that of
     /// `weight` where it is dense, of the codes where it is packed.
     pub weight_names: BTreeMap<ParamId, String>,
-    /// Tensors of the file that the model does not read; buffers that follow from the configuration are left out.
+    /// Tensors of the file that the model does not read; buffers that follow from the configuration, and a head that
+    /// is the embedding where both are tied, are left out.
     pub unused: Vec<String>,
     /// The longest text that the model was made for, in tokens.
     pub max_positions: usize,
@@ -66,6 +68,14 @@ pub struct EncoderModel {
 }
 
 impl LoadedModel {
+    /// The tensors of the file that the model does not read, with the reason where it is known.
+    pub fn unread(&self) -> Vec<UnreadTensor> {
+        match self {
+            Self::Causal(model) => model.unread(),
+            Self::Encoder(model) => model.unread(),
+        }
+    }
+
     /// The decoder.
     ///
     /// # Errors
@@ -101,6 +111,11 @@ impl CausalModel {
     pub fn check_tokens<'a>(&self, tokens: impl IntoIterator<Item = &'a u32>) -> Result<(), ModelError> {
         tokenizer::check_tokens(self.tokenizer.as_ref(), tokens, self.config.vocab_size)
     }
+
+    /// The [`unused`](Self::unused) tensors, with the reason where it is known.
+    pub fn unread(&self) -> Vec<UnreadTensor> {
+        unread(&self.unused, |name| llama::why_unread(&self.config, name))
+    }
 }
 
 impl EncoderModel {
@@ -110,6 +125,11 @@ impl EncoderModel {
     /// [`ModelError::UnknownToken`] for the first of them.
     pub fn check_tokens<'a>(&self, tokens: impl IntoIterator<Item = &'a u32>) -> Result<(), ModelError> {
         tokenizer::check_tokens(self.tokenizer.as_ref(), tokens, self.config.vocab_size)
+    }
+
+    /// The [`unused`](Self::unused) tensors, with the reason where it is known.
+    pub fn unread(&self) -> Vec<UnreadTensor> {
+        unread(&self.unused, |name| bert::why_unread(&self.config, name))
     }
 
     /// One vector of length 1 for each text, pooled as the model wants it.

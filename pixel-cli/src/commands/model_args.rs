@@ -7,10 +7,13 @@ use clap::{ValueEnum, value_parser};
 use pixel_core::archive::Checkpoint;
 use pixel_core::backend::probe_device;
 use pixel_models::tokenizer::TextTokenizer;
-use pixel_models::{LoadOptions, LoadedModel, load};
+use pixel_models::{LoadOptions, LoadedModel, UnreadTensor, load};
 use pixel_nn::SynthesisMode;
 use pixel_nn::attention::CacheFormat;
 use std::path::Path;
+
+/// Tensors that a warning names.
+const NAMED: usize = 3;
 
 /// Where models run.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -113,8 +116,27 @@ impl ModelArgs {
         let model = load(path, options, &self.device()?)?;
         // It has been opened once; what is read again are the headers.
         output::remarks(&Checkpoint::open(path)?);
+        if let Some(warning) = unread(path, &model.unread()) {
+            eprintln!("{warning}");
+        }
         Ok(model)
     }
+}
+
+/// What there is to say of tensors that a model does not read: how many, some by name, and why as far as it is known.
+fn unread(path: &Path, tensors: &[UnreadTensor]) -> Option<String> {
+    let some: Vec<&str> = tensors.iter().take(NAMED).map(|tensor| tensor.name.as_str()).collect();
+    let (names, path) = (some.join(", "), path.display());
+    let more = if tensors.len() > NAMED { ", …" } else { "" };
+    let mut reasons: Vec<String> = Vec::new();
+    for reason in tensors.iter().filter_map(|tensor| tensor.reason).map(|reason| reason.to_string()) {
+        if !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
+    }
+    let why = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) };
+    let (count, noun) = (tensors.len(), if tensors.len() == 1 { "tensor is" } else { "tensors are" });
+    (count > 0).then(|| format!("warning: {path}: {count} {noun} not read ({names}{more}){why}"))
 }
 
 impl Backend {

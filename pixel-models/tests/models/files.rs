@@ -169,3 +169,58 @@ fn fewer_layers_than_the_file_has_leave_tensors_unused() {
     assert_eq!(unused.len(), 9);
     assert!(unused.iter().all(|name| name.starts_with("model.layers.1.")), "{unused:?}");
 }
+
+#[test]
+fn what_is_not_read_is_listed_with_the_reason() {
+    let reasons = |dir: &Path| -> BTreeSet<String> {
+        let unread = causal(dir).unread();
+        unread.into_iter().map(|tensor| tensor.reason.map_or("unknown".into(), |reason| reason.to_string())).collect()
+    };
+    let set = |reasons: &[&str]| reasons.iter().map(|reason| (*reason).to_owned()).collect::<BTreeSet<_>>();
+    let dir = copy("llama");
+    edit_config(dir.path(), "num_hidden_layers", json!(1));
+    assert_eq!(reasons(dir.path()), set(&["config.json says num_hidden_layers = 1"]));
+
+    // Biases that the configuration does not ask for, a tensor of nobody knows what, and two that are known as idle.
+    let dir = copy("llama");
+    edit_tensors(dir.path(), |tensors| {
+        for name in ["self_attn.q_proj.bias", "mlp.up_proj.bias", "self_attn.rotary_emb.inv_freq", "position_ids"] {
+            tensors.insert(format!("model.layers.0.{name}"), (Dtype::F32, vec![1], vec![0; 4]));
+        }
+        tensors.insert("other".into(), (Dtype::F32, vec![1], vec![0; 4]));
+    });
+    let expected = ["config.json does not set attention_bias", "config.json does not set mlp_bias", "unknown"];
+    assert_eq!(reasons(dir.path()), set(&expected));
+    assert_eq!(causal(dir.path()).unused.len(), 3);
+
+    let dir = copy("bert");
+    edit_tensors(dir.path(), |tensors| {
+        tensors.insert("classifier.bias".into(), (Dtype::F32, vec![1], vec![0; 4]));
+    });
+    let unread = load(dir.path(), &LoadOptions::default(), &Device::flex()).unwrap().unread();
+    let expected = UnreadTensor { name: "classifier.bias".into(), reason: Some(UnreadReason::Task) };
+    assert_eq!(unread, [expected]);
+}
+
+#[test]
+fn a_tied_head_is_told_if_it_is_not_the_embedding() {
+    for (equal, unread) in [(true, vec![]), (false, vec!["lm_head.weight"])] {
+        let dir = copy("llama");
+        edit_tensors(dir.path(), |tensors| {
+            let mut head = tensors["model.embed_tokens.weight"].clone();
+            if !equal {
+                head.2[0] ^= 1;
+            }
+            tensors.insert("lm_head.weight".into(), head);
+        });
+        let packed = dir.path().join("packed");
+        // At 8 bits the last bit of a float is lost, and the head kept as it is.
+        compress(dir.path(), &packed, "min_weights = 1\n[[rule]]\nmatch = 'embed|head'\nkeep = true\n");
+        for path in [dir.path(), &packed] {
+            assert_eq!(causal(path).unused, unread);
+        }
+        let coded = dir.path().join("coded");
+        compress(dir.path(), &coded, UNIFORM);
+        assert_eq!(causal(&coded).unused, Vec::<String>::new());
+    }
+}

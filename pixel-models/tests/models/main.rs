@@ -12,7 +12,9 @@ use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor, TensorData, s};
 use pixel_core::archive::{Archive, Checkpoint};
 use pixel_core::compressor::{RunOptions, compress_checkpoint, decompress_archive};
 use pixel_core::plan::{Plan, Recipe};
-use pixel_models::{CausalModel, EncoderModel, Llama, LoadOptions, LoadedModel, ModelError, Pooling, load};
+use pixel_models::{
+    CausalModel, EncoderModel, Llama, LoadOptions, LoadedModel, ModelError, Pooling, UnreadReason, UnreadTensor, load,
+};
 use pixel_nn::{Projection, SynthesisMode, WeightCache};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};

@@ -1,17 +1,16 @@
-//! From the tensors of a checkpoint or an archive to the parameters of a model.
+//! The parameters of a model, one by one.
 
+use super::TokenEmbedding;
 use crate::LoadOptions;
 use crate::error::ModelError;
-use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
+use burn::module::{Param, ParamId};
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use pixel_core::archive::{Archive, Model, ModelTensor};
 use pixel_core::backend::is_host;
 use pixel_core::math::transposed;
 use pixel_nn::attention::CacheFormat;
-use pixel_nn::{
-    LayerError, PIXELAttention, PIXELEmbedding, PIXELLinear, PatternWeight, PixelModule, Projection, SynthesisMode,
-};
+use pixel_nn::{LayerError, PIXELEmbedding, PIXELLinear, PatternWeight, Projection, SynthesisMode};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,99 +19,6 @@ use std::path::PathBuf;
 /// BERT's next-sentence task.
 const IGNORED: [&str; 5] =
     ["position_ids", "token_type_ids", "rotary_emb.inv_freq", "pooler.dense.weight", "pooler.dense.bias"];
-
-/// A lookup table, whatever its vectors are stored as.
-///
-/// As in [`Projection`], the variant is part of a parameter's path in a record.
-#[derive(Module, Debug)]
-#[module(custom_display)]
-#[non_exhaustive]
-#[allow(clippy::large_enum_variant, reason = "a model has far fewer of them than numbers, and a box is no module")]
-pub enum TokenEmbedding {
-    /// The table as it is: `[n_embedding, d_model]` floats.
-    Dense(Embedding),
-    /// The table as patterns.
-    Pixel(PIXELEmbedding),
-}
-
-impl TokenEmbedding {
-    /// The vectors of tokens.
-    ///
-    /// # Shapes
-    /// - tokens: `[batch, seq]`
-    /// - output: `[batch, seq, d_model]`
-    ///
-    /// # Panics
-    /// On CPU backends, if a token is [`n_embedding`](Self::n_embedding) or more.
-    pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        match self {
-            Self::Dense(table) => table.forward(tokens),
-            Self::Pixel(table) => table.forward(tokens),
-        }
-    }
-
-    /// The product of `states` with every vector of the table: the scores of a head that shares the embedding's weight.
-    /// Patterns are multiplied as `mode` says.
-    ///
-    /// # Shapes
-    /// - states: `[batch, seq, d_model]`
-    /// - output: `[batch, seq, n_embedding]`
-    ///
-    /// # Panics
-    /// If the last axis of `states` is not `d_model`.
-    pub fn scores(&self, states: Tensor<3>, mode: &SynthesisMode) -> Tensor<3> {
-        match self {
-            Self::Dense(table) => {
-                let [batch, seq, d_model] = states.dims();
-                // Two axes: with three, Flex copies the transposed table in every call.
-                let scores = states.reshape([batch * seq, d_model]).matmul(table.weight.val().transpose());
-                scores.reshape([batch, seq, self.n_embedding()])
-            }
-            Self::Pixel(table) => table.weight.linear(states, mode),
-        }
-    }
-
-    /// The number of vectors.
-    pub fn n_embedding(&self) -> usize {
-        match self {
-            Self::Dense(table) => table.weight.lazy_shape()[0],
-            Self::Pixel(table) => table.weight.shape().d_output(),
-        }
-    }
-
-    /// The length of a vector.
-    pub fn d_model(&self) -> usize {
-        match self {
-            Self::Dense(table) => table.weight.lazy_shape()[1],
-            Self::Pixel(table) => table.weight.shape().d_input(),
-        }
-    }
-
-    /// Bytes of the table: of its codes and scales as an archive holds them, or of its floats on the device.
-    pub fn stored_bytes(&self) -> usize {
-        match self {
-            Self::Dense(table) => table.weight.dtype().size() * self.n_embedding() * self.d_model(),
-            Self::Pixel(table) => table.stored_bytes(),
-        }
-    }
-}
-
-/// Shows the table inside, as if it stood there by itself.
-impl ModuleDisplay for TokenEmbedding {
-    fn format(&self, passed_settings: DisplaySettings) -> String {
-        match self {
-            Self::Dense(table) => table.format(passed_settings),
-            Self::Pixel(table) => table.format(passed_settings),
-        }
-    }
-
-    fn custom_content(&self, content: Content) -> Option<Content> {
-        match self {
-            Self::Dense(table) => table.custom_content(content),
-            Self::Pixel(table) => table.custom_content(content),
-        }
-    }
-}
 
 /// Hands out the parameters of a model one by one, and keeps account of the tensors that it has read.
 ///
@@ -181,6 +87,29 @@ impl<'a> WeightLoader<'a> {
     /// The directory or file of the model.
     pub(crate) fn root(&self) -> PathBuf {
         self.model.checkpoint().root().to_owned()
+    }
+
+    /// Counts the tensor `name` as read if it is there and holds what `other` does, byte for byte: a head that is
+    /// stored although it is the embedding.
+    ///
+    /// # Errors
+    /// [`ModelError::Archive`] for damaged contents.
+    pub fn skip_copy(&mut self, name: &str, other: &str) -> Result<(), ModelError> {
+        let (Some(tensor), Some(original)) = (self.tensors.get(name), self.tensors.get(other)) else { return Ok(()) };
+        let same = (&tensor.shape, tensor.dtype) == (&original.shape, original.dtype)
+            && match (self.archive_of(name), self.archive_of(other)) {
+                (None, None) => self.model.bytes(name)? == self.model.bytes(other)?,
+                (Some(archive), Some(_)) => {
+                    let [copy, original] = [name, other].map(|name| &archive.entries()[name]);
+                    copy.header() == original.header()
+                        && copy.manifest().stored_blake3 == original.manifest().stored_blake3
+                }
+                _ => false,
+            };
+        if same {
+            self.used.insert(name.to_owned());
+        }
+        Ok(())
     }
 
     /// Whether there is a tensor of that name.
@@ -357,34 +286,4 @@ fn read_packed(archive: &Archive, name: &str, device: &Device) -> Result<Pattern
 fn named(name: &str) -> impl FnOnce(LayerError) -> LayerError {
     let name = name.to_owned();
     move |source| LayerError::Parameter { name, cause: Box::new(source) }
-}
-
-/// What the linear layers of a model take.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LinearSize {
-    /// Weights, biases not counted.
-    pub weights: usize,
-    /// Bytes of the weights: of codes and scales as an archive holds them, of floats as they are on the device.
-    pub stored_bytes: usize,
-}
-
-impl LinearSize {
-    /// The size of some projections together.
-    pub(crate) fn of<'a>(projections: impl IntoIterator<Item = &'a Projection>) -> Self {
-        projections.into_iter().fold(Self::default(), |sum, projection| Self {
-            weights: sum.weights + projection.d_input() * projection.d_output(),
-            stored_bytes: sum.stored_bytes + projection.stored_bytes(),
-        })
-    }
-
-    /// Bits for each weight.
-    pub fn bits_per_weight(&self) -> f64 {
-        8.0 * self.stored_bytes as f64 / self.weights as f64
-    }
-}
-
-/// The projections of an attention.
-pub(crate) fn projections(attention: &PIXELAttention) -> [&Projection; 4] {
-    [&attention.query, &attention.key, &attention.value, &attention.output]
 }
