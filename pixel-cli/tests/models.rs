@@ -39,6 +39,9 @@ fn a_seed_fixes_the_text_and_temperature_0_needs_none() {
     assert_eq!(greedy, run(&["--temperature", "0", "--seed", "8"]));
     assert_eq!(greedy, run(&["--temperature", "30", "--top-k", "1"]));
     assert_eq!(greedy, run(&["--temperature", "30", "--top-p", "1e-9"]));
+    assert_eq!(greedy, run(&["--temperature", "30", "--min-p", "1"]));
+    assert_ne!(greedy, run(&["--temperature", "0", "--repetition-penalty", "3"]));
+    assert_ne!(greedy, run(&["--temperature", "0", "--repetition-penalty", "3", "--repetition-window", "2"]));
     assert!(greedy.split_whitespace().all(|word| word.starts_with('w')), "{greedy}");
 }
 
@@ -124,6 +127,9 @@ fn what_run_refuses_is_named() {
     refuse(&["bert", "--prompt", "w1"]).stderr(contains("bert holds an encoder, a decoder is needed"));
     refuse(&["llama", "--prompt", "w1", "--temperature=-1"])
         .stderr(contains("temperature = -1 is outside 0 and above"));
+    refuse(&["llama", "--prompt", "w1", "--min-p", "2"]).stderr(contains("min_p = 2 is outside 0 to 1"));
+    let message = contains("repetition_penalty = 0 is outside the numbers above 0");
+    refuse(&["llama", "--prompt", "w1", "--repetition-penalty", "0"]).stderr(message);
     refuse(&["llama", "--prompt", "w1", "--max-tokens", "0"]).stderr(contains("max_tokens = 0 is outside 1 and above"));
     refuse(&["llama", "--prompt", "w1", "--threads", "1025"]).stderr(contains("1025 is not in 0..=1024"));
     refuse(&["llama", "--prompt", "w1", "--cache", "much"]).stderr(contains("\"much\" is no number of bytes"));

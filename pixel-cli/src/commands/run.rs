@@ -41,6 +41,15 @@ pub(crate) struct Args {
     /// Choose from the fewest likeliest tokens that have probability P together
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
+    /// Choose from tokens that have at least the part P of the likeliest one's probability
+    #[arg(long, value_name = "P")]
+    min_p: Option<f64>,
+    /// Make tokens that prompt and text have already less likely, if above 1
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// Tokens back to which a token counts as repeated [default: all]
+    #[arg(long, value_name = "N")]
+    repetition_window: Option<usize>,
     /// The same seed gives the same text
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -96,6 +105,9 @@ impl Args {
             .with_temperature(self.temperature)
             .with_top_k(self.top_k)
             .with_top_p(self.top_p)
+            .with_min_p(self.min_p)
+            .with_repetition_penalty(self.repetition_penalty)
+            .with_repetition_window(self.repetition_window)
             .with_seed(self.seed)
             .with_max_tokens(self.max_tokens)
     }

@@ -94,7 +94,8 @@ impl<'a> Session<'a> {
         let (mut tokens, mut steps) = (Vec::new(), 0);
         let reason = loop {
             let Some(known) = logits else { break FinishReason::Stopped };
-            let token = sampler.sample(&known);
+            // What is held is the whole text, for every token was read before its logits came.
+            let token = sampler.sample_after(&known, &self.held);
             if ends.contains(&token) {
                 break FinishReason::EndOfText;
             }

@@ -61,7 +61,7 @@ fn without_cache(model: &CausalModel, prompt: &[u32], sampling: &SamplingConfig)
         let tokens = Tensor::<2, Int>::from_data(TensorData::new(numbers, [1, text.len()]), &Device::flex());
         let logits = model.network.forward(tokens).slice(s![.., text.len() - 1.., ..]);
         let logits: Vec<f32> = logits.try_into_vec_as().unwrap();
-        text.push(sampler.sample(&logits));
+        text.push(sampler.sample_after(&logits, &text));
     }
     text.split_off(prompt.len())
 }
@@ -76,6 +76,17 @@ fn the_tokens_are_those_of_the_whole_text_read_anew() {
     assert_eq!((text.reason, text.prompt_tokens, text.steps), (FinishReason::MaxTokens, 4, 19));
     assert!(text.prompt_rate() > 0.0 && text.generation_rate().unwrap() > 0.0);
     assert!(run(&model, &PROMPT, &greedy(1)).generation_rate().is_none());
+}
+
+#[test]
+fn the_penalty_is_for_prompt_and_text() {
+    let model = tiny();
+    for window in [None, Some(3)] {
+        let sampling = greedy(20).with_repetition_penalty(3.0).with_repetition_window(window);
+        let tokens = run(&model, &PROMPT, &sampling).tokens;
+        assert_eq!(tokens, without_cache(&model, &PROMPT, &sampling));
+        assert_ne!(tokens, run(&model, &PROMPT, &greedy(20)).tokens);
+    }
 }
 
 #[test]
