@@ -95,6 +95,22 @@ pub enum ModelError {
         /// What is wrong.
         message: String,
     },
+    /// A model has no template of a conversation.
+    #[error("{}: no template of a conversation; looked for {looked_for}", path.display())]
+    NoTemplate {
+        /// The directory.
+        path: PathBuf,
+        /// The files, and the field.
+        looked_for: String,
+    },
+    /// A template of a conversation is none, or refuses the messages.
+    #[error("{}: template of a conversation: {message}", path.display())]
+    Template {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with its line.
+        message: String,
+    },
     /// A token has no vector in the model: the tokenizer knows more tokens than the embedding has rows.
     #[error("the token {token}{} has no row in the model's embedding of {rows} rows", spelled(text.as_deref()))]
     UnknownToken {

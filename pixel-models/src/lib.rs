@@ -10,8 +10,9 @@
 //!
 //! [`load`] opens a dense checkpoint and an archive alike: what is stored as codes runs from the codes, everything else
 //! as Burn's own layers. [`CausalModel::weight_names`] leads from a parameter back to its tensor in the file.
-//! [`generate`](mod@generate) continues texts, [`evaluate`] measures perplexity and what compression changes, and
-//! [`calibrate`](mod@calibrate) collects what the layers read, from which `pixel-core` compresses better.
+//! [`generate`](mod@generate) continues texts, [`chat`] converses, [`evaluate`] measures perplexity and what
+//! compression changes, and [`calibrate`](mod@calibrate) collects what the layers read, from which `pixel-core`
+//! compresses better.
 //!
 //! # Example
 //! ```
@@ -49,6 +50,7 @@
 
 pub mod bert;
 pub mod calibrate;
+pub mod chat;
 pub mod config;
 pub mod error;
 pub mod evaluate;

@@ -60,6 +60,7 @@ pub(crate) fn add(dir: &TempDir, model: &str) -> PathBuf {
 }
 
 /// A number of a report.
+#[allow(dead_code, reason = "not every file of tests measures")]
 pub(crate) fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
 }

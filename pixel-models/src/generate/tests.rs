@@ -1,10 +1,10 @@
 use super::*;
 use crate::sampling::Sampler;
-use crate::tokenizer::TextTokenizer;
+use crate::tokenizer::{TextTokenizer, fixtures};
 use crate::{LoadOptions, load};
 use burn::tensor::{Device, Int, Tensor, TensorData, s};
 use pixel_nn::attention::CacheFormat;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const PROMPT: [u32; 4] = [1, 17, 4, 40];
@@ -15,25 +15,9 @@ fn tiny() -> CausalModel {
     load(path, &LoadOptions::default(), &Device::flex()).unwrap().into_causal().unwrap()
 }
 
-/// A tokenizer of the words `t0` to `t47`, of which the named ones begin and end a text.
+/// The tokenizer of the words `t0` to `t47`, of which the named ones begin and end a text.
 fn words(special: Value) -> TextTokenizer {
-    tokenizer(&[("tokenizer_config.json", special)])
-}
-
-/// That tokenizer with files next to it.
-fn tokenizer(files: &[(&str, Value)]) -> TextTokenizer {
-    let vocab = (0..48).map(|id| (format!("t{id}"), json!(id))).collect::<Map<_, _>>();
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null, "decoder": null,
-        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "t0" },
-    });
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    for (name, contents) in files {
-        std::fs::write(dir.path().join(name), contents.to_string()).unwrap();
-    }
-    TextTokenizer::from_file(dir.path().join("tokenizer.json")).unwrap()
+    fixtures::words(&[("tokenizer_config.json", special)])
 }
 
 fn greedy(max_tokens: usize) -> SamplingConfig {
@@ -127,7 +111,7 @@ fn every_token_that_ends_a_text_ends_it() {
     for end in [free[3], free[9]] {
         // Two that the text does not have come before it in the list.
         let absent = (0..48).filter(|token| !free.contains(token)).take(2).chain([end]).collect::<Vec<u32>>();
-        model.tokenizer = Some(tokenizer(&[("generation_config.json", json!({ "eos_token_id": absent }))]));
+        model.tokenizer = Some(fixtures::words(&[("generation_config.json", json!({ "eos_token_id": absent }))]));
         let text = run(&model, &PROMPT, &hot(20));
         let first = free.iter().position(|token| *token == end).unwrap();
         assert_eq!((text.tokens.as_slice(), text.reason), (&free[..first], FinishReason::EndOfText));
@@ -177,7 +161,8 @@ fn long(format: CacheFormat) -> CausalModel {
 
 #[test]
 fn a_prompt_in_pieces_is_the_prompt() {
-    for format in [CacheFormat::F32, CacheFormat::Bits8] {
+    // A last bit of a key may round to another code.
+    for (format, bound) in [(CacheFormat::F32, 1e-5), (CacheFormat::Bits8, 1e-3)] {
         let model = long(format);
         for length in [PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 1] {
             let prompt = (0..length as u32).map(|i| (i * i * 31 + i * 7) % 48).collect::<Vec<_>>();
@@ -190,7 +175,7 @@ fn a_prompt_in_pieces_is_the_prompt() {
             let whole = whole.try_into_vec_as::<f32>().unwrap();
             let largest = whole.iter().fold(0.0f32, |largest, logit| largest.max(logit.abs()));
             let off = found.iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest;
-            assert!(off < 1e-5, "{format:?}, {length} tokens: {off}");
+            assert!(off < bound, "{format:?}, {length} tokens: {off}");
             // What the first piece holds does reach the logits.
             let mut other = prompt.clone();
             other[length - 2] = (other[length - 2] + 1) % 48;

@@ -153,6 +153,22 @@ impl TextTokenizer {
         Some(text.unwrap_or(name))
     }
 
+    /// How the vocabulary spells a token.
+    pub(crate) fn name_of(&self, token: u32) -> Option<String> {
+        self.tokenizer.id_to_token(token)
+    }
+
+    /// The texts of the special tokens.
+    pub(crate) fn special_tokens(&self) -> Vec<String> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        added.into_values().filter(|token| token.special).map(|token| token.content).collect()
+    }
+
+    /// What it is made of.
+    pub(crate) fn inner(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// Whether the token has a text: it exists and is not special.
     fn is_text(&self, token: u32) -> bool {
         let added = self.tokenizer.get_added_vocabulary();
@@ -191,5 +207,7 @@ fn text_error(error: impl ToString) -> ModelError {
     ModelError::Text { message: error.to_string() }
 }
 
+#[cfg(test)]
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod tests;
