@@ -16,13 +16,14 @@ fn save(dir: &TempDir, tensors: &[(&str, [usize; 2])], config: &str) {
     std::fs::create_dir_all(&folder).unwrap();
     let value = |i: usize| (i.wrapping_mul(0x9E37_79B9) >> 8) as u16 as f32 / 32768.0 - 1.0;
     let values = |shape: [usize; 2], seed| (0..shape[0] * shape[1]).map(move |i| value(i + 7919 * seed));
-    let bytes: Vec<Vec<u8>> = tensors
-        .iter()
-        .zip(0..)
-        .map(|((_, shape), seed)| values(*shape, seed).flat_map(f32::to_le_bytes).collect())
-        .collect();
-    let view = |((name, shape), bytes)| (*name, TensorView::new(Dtype::F32, Vec::from(*shape), bytes).unwrap());
-    let views = tensors.iter().zip(&bytes).map(|(tensor, bytes)| view((tensor, bytes.as_slice())));
+    let bytes: Vec<Vec<u8>> =
+        (0..tensors.len()).map(|seed| values(tensors[seed].1, seed).flat_map(f32::to_le_bytes).collect()).collect();
+    let view = |(tensor, bytes)| {
+        let (name, shape): &(&str, [usize; 2]) = tensor;
+        let bytes: &Vec<u8> = bytes;
+        (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap())
+    };
+    let views = tensors.iter().zip(&bytes).map(view);
     safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
     std::fs::write(folder.join("config.json"), config).unwrap();
 }
