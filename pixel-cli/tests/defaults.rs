@@ -1,14 +1,24 @@
 //! What is coded where nobody asked for anything in particular, and what is said of it.
 
-mod common;
-
-use common::{json_of, pixel};
+use assert_cmd::Command;
+use assert_cmd::assert::Assert;
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::path::Path;
 use tempfile::TempDir;
+
+/// Runs the binary in `dir`.
+fn pixel(dir: &Path, args: &[&str]) -> Assert {
+    Command::cargo_bin("pixel").unwrap().current_dir(dir).args(args).assert()
+}
+
+/// The report of a run.
+fn json_of(dir: &Path, args: &[&str]) -> Value {
+    let run = pixel(dir, &[args, &["--json"]].concat()).success();
+    serde_json::from_slice(&run.get_output().stdout).unwrap()
+}
 
 /// A checkpoint of F32 matrices by name, in `dir/model`.
 fn save(dir: &TempDir, tensors: &[(&str, [usize; 2])], config: &str) {

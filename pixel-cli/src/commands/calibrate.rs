@@ -7,7 +7,7 @@ use crate::progress::stop_on_signal;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pixel_core::archive::calibration::{Calibration, Description, Source, Weighting, merge};
-use pixel_core::archive::{OutputKind, blake3_hex, check_output};
+use pixel_core::archive::{OutputKind, check_output};
 use pixel_models::LoadedModel;
 use pixel_models::calibrate::{CalibrationTokens, calibrate_causal, calibrate_encoder};
 use pixel_models::tokenizer::TextTokenizer;
