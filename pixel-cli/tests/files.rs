@@ -52,11 +52,11 @@ fn files(dir: &Path) -> Vec<String> {
 fn the_weights_of_an_archive_have_names_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    save(&path("one/model.safetensors"), &["a.weight"]);
+    save(&path("one/model.safetensors"), &["a.proj.weight"]);
     fs::write(path("one/config.json"), "{}").unwrap();
-    save(&path("two/a.safetensors"), &["a.weight"]);
-    save(&path("two/b.safetensors"), &["b.weight"]);
-    let places = [("a.weight", "a.safetensors"), ("b.weight", "b.safetensors")];
+    save(&path("two/a.safetensors"), &["a.proj.weight"]);
+    save(&path("two/b.safetensors"), &["b.proj.weight"]);
+    let places = [("a.proj.weight", "a.safetensors"), ("b.proj.weight", "b.safetensors")];
     save_index(&path("two/model.safetensors.index.json"), &places);
     for (model, expected) in
         [("one", &["config.json", "model.pixel"][..]), ("two", &["a.pixel", "b.pixel", "model.pixel.index.json"][..])]
@@ -100,10 +100,13 @@ fn a_pipeline_is_compressed_part_by_part() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let index = "pipe/transformer/diffusion_pytorch_model.safetensors.index.json";
-    save(&path("pipe/transformer/diffusion-1.safetensors"), &["a.weight"]);
-    save(&path("pipe/transformer/diffusion-2.safetensors"), &["b.weight"]);
-    save_index(&path(index), &[("a.weight", "diffusion-1.safetensors"), ("b.weight", "diffusion-2.safetensors")]);
-    save(&path("pipe/vae/diffusion_pytorch_model.safetensors"), &["c.weight"]);
+    save(&path("pipe/transformer/diffusion-1.safetensors"), &["a.proj.weight"]);
+    save(&path("pipe/transformer/diffusion-2.safetensors"), &["b.proj.weight"]);
+    save_index(
+        &path(index),
+        &[("a.proj.weight", "diffusion-1.safetensors"), ("b.proj.weight", "diffusion-2.safetensors")],
+    );
+    save(&path("pipe/vae/diffusion_pytorch_model.safetensors"), &["c.proj.weight"]);
     fs::create_dir(path("pipe/scheduler")).unwrap();
     fs::write(path("pipe/model_index.json"), "{}").unwrap();
     let refused = compress(dir.path(), "pipe", "small").code(2);
@@ -120,7 +123,7 @@ fn a_pipeline_is_compressed_part_by_part() {
     assert_eq!(files(&path("small")), ["diffusion_pytorch_model.pixel"]);
     // Two of them: one has to be named.
     let half = "diffusion_pytorch_model.safetensors.index.fp16.json";
-    save_index(&path("pipe/transformer").join(half), &[("a.weight", "diffusion-1.safetensors")]);
+    save_index(&path("pipe/transformer").join(half), &[("a.proj.weight", "diffusion-1.safetensors")]);
     let refused = compress(dir.path(), "pipe/transformer", "more").code(2);
     refused.stderr(contains(half).and(contains("diffusion_pytorch_model.safetensors.index.json")));
     let note = contains("note: pipe/transformer/diffusion-2.safetensors: not read, for the model is that of");
@@ -131,17 +134,20 @@ fn a_pipeline_is_compressed_part_by_part() {
 fn the_index_decides_and_what_it_leaves_out_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join("model").join(name);
-    save(&path("a.safetensors"), &["embed_tokens.weight", "old.weight", "b.weight"]);
-    save(&path("b.safetensors"), &["b.weight"]);
-    save(&path("model.safetensors"), &["stale.weight"]);
+    save(&path("a.safetensors"), &["embed_tokens.weight", "old.proj.weight", "b.proj.weight"]);
+    save(&path("b.safetensors"), &["b.proj.weight"]);
+    save(&path("model.safetensors"), &["stale.proj.weight"]);
     let index = path("model.safetensors.index.json");
-    let places =
-        [("embed_tokens.weight", "a.safetensors"), ("b.weight", "b.safetensors"), ("lm_head.weight", "b.safetensors")];
+    let places = [
+        ("embed_tokens.weight", "a.safetensors"),
+        ("b.proj.weight", "b.safetensors"),
+        ("lm_head.weight", "b.safetensors"),
+    ];
     save_index(&index, &places);
     let notes = "\
         note: model/model.safetensors: not read, for the model is that of model.safetensors.index.json\n\
-        note: model/a.safetensors: not taken, for model.safetensors.index.json does not place them here: b.weight, \
-        old.weight\n\
+        note: model/a.safetensors: not taken, for model.safetensors.index.json does not place them here: \
+        b.proj.weight, old.proj.weight\n\
         note: model/b.safetensors: holds no \"lm_head.weight\", which counts as tied to \"embed_tokens.weight\"\n";
     compress(dir.path(), "model", "small").success().stderr(notes);
     pixel(dir.path(), &["inspect", "model"]).success().stderr(notes).stdout(contains("stale").not());
@@ -149,9 +155,12 @@ fn the_index_decides_and_what_it_leaves_out_is_said() {
     let quiet = ["compress", "model", "again", "--codec", "uniform", "--quiet"];
     pixel(dir.path(), &quiet).success().stderr("");
     // What is neither there nor known to be tied.
-    save_index(&index, &[("b.weight", "b.safetensors"), ("lm_head.weight", "b.safetensors")]);
+    save_index(&index, &[("b.proj.weight", "b.safetensors"), ("lm_head.weight", "b.safetensors")]);
     compress(dir.path(), "model", "more").code(2).stderr(contains("model/b.safetensors: tensor \"lm_head.weight\" is"));
-    save_index(&index, &[("b.weight", "b.safetensors"), ("c.weight", "c.safetensors"), ("d.weight", "d.safetensors")]);
+    save_index(
+        &index,
+        &[("b.proj.weight", "b.safetensors"), ("c.proj.weight", "c.safetensors"), ("d.weight", "d.safetensors")],
+    );
     let message =
         "model.safetensors.index.json: 2 of the 3 files that it names are missing, c.safetensors, d.safetensors";
     compress(dir.path(), "model", "more").code(2).stderr(contains(message));
@@ -166,27 +175,29 @@ fn the_index_decides_and_what_it_leaves_out_is_said() {
 #[test]
 fn an_archive_with_a_tensor_that_its_index_forgets_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    save(&dir.path().join("model/a.safetensors"), &["a.weight", "b.weight"]);
-    let places = [("a.weight", "a.safetensors"), ("b.weight", "a.safetensors")];
+    save(&dir.path().join("model/a.safetensors"), &["a.proj.weight", "b.proj.weight"]);
+    let places = [("a.proj.weight", "a.safetensors"), ("b.proj.weight", "a.safetensors")];
     save_index(&dir.path().join("model/model.safetensors.index.json"), &places);
     compress(dir.path(), "model", "small").success();
     let index = dir.path().join("small/model.pixel.index.json");
     let text = fs::read_to_string(&index).unwrap();
-    fs::write(&index, text.replace("b.weight.codes", "b.weight.other")).unwrap();
-    pixel(dir.path(), &["verify", "small"]).code(2).stderr(contains("\"b.weight.other\" is missing"));
+    fs::write(&index, text.replace("b.proj.weight.codes", "b.proj.weight.other")).unwrap();
+    pixel(dir.path(), &["verify", "small"]).code(2).stderr(contains("\"b.proj.weight.other\" is missing"));
     let mut index_json: serde_json::Value = serde_json::from_str(&text).unwrap();
-    index_json["weight_map"].as_object_mut().unwrap().remove("b.weight.codes");
+    index_json["weight_map"].as_object_mut().unwrap().remove("b.proj.weight.codes");
     fs::write(&index, index_json.to_string()).unwrap();
-    pixel(dir.path(), &["verify", "small"]).code(2).stderr(contains("\"b.weight.codes\" is listed but not stored"));
+    pixel(dir.path(), &["verify", "small"])
+        .code(2)
+        .stderr(contains("\"b.proj.weight.codes\" is listed but not stored"));
 }
 
 #[test]
 fn modules_beside_the_model_are_copied_with_their_weights() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join("model").join(name);
-    save(&path("model.safetensors"), &["a.weight"]);
+    save(&path("model.safetensors"), &["a.proj.weight"]);
     save(&path("2_Dense/model.safetensors"), &["linear.weight"]);
-    save(&path("onnx/model.safetensors"), &["a.weight"]);
+    save(&path("onnx/model.safetensors"), &["a.proj.weight"]);
     fs::create_dir(path("1_Pooling")).unwrap();
     fs::write(path("1_Pooling/config.json"), "{}").unwrap();
     fs::write(path("2_Dense/pytorch_model.bin"), "weights").unwrap();
@@ -210,7 +221,7 @@ fn the_hubs_cache_is_read_through_its_links() {
     use std::os::unix::fs::symlink;
     let dir = tempfile::tempdir().unwrap();
     let hub = dir.path().join("models--a--b");
-    save(&hub.join("blobs/1111"), &["a.weight"]);
+    save(&hub.join("blobs/1111"), &["a.proj.weight"]);
     fs::write(hub.join("blobs/2222"), "{}").unwrap();
     let add = |snapshot: &str| {
         let folder = hub.join("snapshots").join(snapshot);

@@ -7,6 +7,11 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 /// Steps after which a template is given up: a hundred times what a long conversation takes of any published one.
 const STEPS: u64 = 50_000_000;
 
+/// What a tag begins with.
+const OPEN: &str = "{%";
+/// What a tag ends with.
+const CLOSE: &str = "%}";
+
 /// The environment: `trim_blocks`, `lstrip_blocks`, Python's methods, `raise_exception`, `strftime_now`; no file can be
 /// included.
 pub(super) fn environment<'a>() -> Environment<'a> {
@@ -31,17 +36,21 @@ pub(super) fn environment<'a>() -> Environment<'a> {
 /// `{% endgeneration %}`, which print nothing.
 pub(super) fn without_generation_tags(source: &str) -> String {
     let (mut out, mut rest) = (String::with_capacity(source.len()), source);
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (tag, after) = (&rest[start..start + length + 2], &rest[start + length + 2..]);
-        out.push_str(&rest[..start]);
-        let inner = tag[2..tag.len() - 2].trim_matches(['-', '+']).trim();
-        match inner {
-            "generation" => out.push_str(&tag.replace(inner, "if true")),
-            "endgeneration" => out.push_str(&tag.replace(inner, "endif")),
-            _ => out.push_str(tag),
-        }
-        rest = after;
+    while let Some(start) = rest.find(OPEN) {
+        let (before, tag) = rest.split_at(start);
+        let inner = tag[OPEN.len()..].split_once(CLOSE).map_or("", |(inner, _)| inner);
+        let instead = match inner.trim_matches(['-', '+']).trim() {
+            name @ "generation" => inner.replace(name, "if true"),
+            name @ "endgeneration" => inner.replace(name, "endif"),
+            // Its end may belong to another tag, if this is no tag but a text.
+            _ => {
+                out.extend([before, OPEN]);
+                rest = &tag[OPEN.len()..];
+                continue;
+            }
+        };
+        out.extend([before, OPEN, instead.as_str(), CLOSE]);
+        rest = &tag[OPEN.len() + inner.len() + CLOSE.len()..];
     }
     out + rest
 }

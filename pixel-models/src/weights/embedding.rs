@@ -7,7 +7,7 @@ use pixel_nn::{PIXELEmbedding, PixelModule, SynthesisMode};
 
 /// A lookup table, whatever its vectors are stored as.
 ///
-/// As in [`Projection`], the variant is part of a parameter's path in a record.
+/// As in [`Projection`](pixel_nn::Projection), the variant is part of a parameter's path in a record.
 #[derive(Module, Debug)]
 #[module(custom_display)]
 #[non_exhaustive]
