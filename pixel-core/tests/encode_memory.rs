@@ -41,16 +41,16 @@ fn calibrated(dir: &Path, shape: Shape) -> (Checkpoint, Arc<Calibration>) {
     let bytes: Vec<u8> = values(shape.num_weights(), 1).iter().flat_map(|w| w.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![m, n], &bytes).unwrap();
     let source = dir.join("source.safetensors");
-    safetensors::serialize_to_file([("a", &view), ("b", &view)], None, &source).unwrap();
+    safetensors::serialize_to_file([("a.weight", &view), ("b.weight", &view)], None, &source).unwrap();
     let mut sums = Accumulator::new(n);
     sums.add_inputs(&values(64 * n, 2));
     let text = Source { name: "text".into(), blake3: "0".repeat(64), tokens: 64 };
     let mut description = Description::new(Weighting::Uniform, vec![text]);
-    let weights = vec!["a".to_owned(), "b".to_owned()];
-    description.groups.insert("a".into(), Group { d_input: n, tokens: 64, weights });
+    let weights = vec!["a.weight".to_owned(), "b.weight".to_owned()];
+    description.groups.insert("a.weight".into(), Group { d_input: n, tokens: 64, weights });
     let path = dir.join("calibration.safetensors");
     let mut writer = CalibrationWriter::create(&path, description, false).unwrap();
-    writer.write("a", &sums).unwrap();
+    writer.write("a.weight", &sums).unwrap();
     writer.finish().unwrap();
     (Checkpoint::open(source).unwrap(), Arc::new(Calibration::open(path).unwrap()))
 }

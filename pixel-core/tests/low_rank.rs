@@ -232,7 +232,8 @@ fn archive(dir: &Path, recipe: &str) -> Result<Checkpoint, String> {
     let bytes: Vec<u8> = matrix(24, 140, 3).as_slice().iter().flat_map(|w| w.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![24, 140], &bytes).unwrap();
     let source = dir.join("source.safetensors");
-    safetensors::serialize_to_file([("a", &view), ("b", &view), ("wte.weight", &view)], None, &source).unwrap();
+    safetensors::serialize_to_file([("a.weight", &view), ("b.weight", &view), ("wte.weight", &view)], None, &source)
+        .unwrap();
     let checkpoint = Checkpoint::open(&source).unwrap();
     let recipe = Recipe::from_toml(recipe).and_then(Recipe::compile).map_err(|e| e.to_string())?;
     let plan = Plan::new(&checkpoint, &recipe).map_err(|e| chain(&e))?.with_low_rank_fitter(Arc::new(FixedFactors));
@@ -255,7 +256,7 @@ fn archive(dir: &Path, recipe: &str) -> Result<Checkpoint, String> {
 
 const RECIPE: &str = "min_weights = 1\n[default]\ncodec = 'trellis'\nbits = 2\noptions = { window = 8 }\n\
                       rotate = false\nrank = 2\n\
-    [[rule]]\nmatch = '^b$'\nrank = 3\nfactors = 'f16'\n";
+    [[rule]]\nmatch = '^b[.]'\nrank = 3\nfactors = 'f16'\n";
 
 #[test]
 fn recipes_ask_for_parts_and_files_keep_them() {
@@ -269,15 +270,15 @@ fn recipes_ask_for_parts_and_files_keep_them() {
         entry.low_rank
     };
     let expected = |rank, storage| Some(LowRankSpec { rank, storage });
-    assert_eq!(found("a"), expected(2, FactorStorage::Int8));
-    assert_eq!(found("b"), expected(3, FactorStorage::F16));
+    assert_eq!(found("a.weight"), expected(2, FactorStorage::Int8));
+    assert_eq!(found("b.weight"), expected(3, FactorStorage::F16));
     assert_eq!(found("wte.weight"), None);
     let dense = dir.path().join("dense.safetensors");
     decompress_archive(&archive, &dense, None, RunOptions::default(), &()).unwrap();
-    let dense = Checkpoint::open(&dense).unwrap().to_f32("b").unwrap();
-    assert_eq!(dense, archive.packed("b").unwrap().synthesize().as_slice());
-    let error = ErrorSums::between(&source.to_f32("b").unwrap(), &dense).relative_mse();
-    let stated = archive.entries()["b"].manifest().relative_mse;
+    let dense = Checkpoint::open(&dense).unwrap().to_f32("b.weight").unwrap();
+    assert_eq!(dense, archive.packed("b.weight").unwrap().synthesize().as_slice());
+    let error = ErrorSums::between(&source.to_f32("b.weight").unwrap(), &dense).relative_mse();
+    let stated = archive.entries()["b.weight"].manifest().relative_mse;
     assert_relative_eq!(error, stated, epsilon = 0.0, max_relative = 1e-3);
 }
 
@@ -290,8 +291,14 @@ fn a_plan_without_a_fitter_says_what_is_missing() {
     let error = compress_checkpoint(&checkpoint, &plan, &output, RunOptions::default(), &()).unwrap_err();
     assert!(format!("{error:?}").contains("NoLowRankFitter"), "{error}");
     assert!(!output.exists());
-    let error = archive(dir.path(), "min_weights = 1\n[default]\nrank = 25").unwrap_err();
-    assert!(error.contains("\"a\"") && error.contains("rank = 25 is outside 1 to 24: the weight is 24×140"), "{error}");
+}
+
+#[test]
+fn a_rank_beyond_the_shorter_side_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    archive(dir.path(), "min_weights = 1\n[default]\nrank = 25").unwrap();
+    let archive = Archive::open(dir.path().join("archive.safetensors")).unwrap();
+    assert!(archive.entries().values().all(|entry| entry.header().low_rank.is_none()));
 }
 
 #[test]
@@ -307,19 +314,19 @@ fn manifests_that_lie_about_parts_are_refused() {
     assert_eq!(open(&|_| {}), Ok(()));
     // What an older reader sees, which does not know the field: tensors that nothing accounts for.
     let unknown = |m: &mut serde_json::Value| {
-        m["tensors"]["a"].as_object_mut().unwrap().remove("low_rank");
+        m["tensors"]["a.weight"].as_object_mut().unwrap().remove("low_rank");
     };
     let error = open(&unknown).unwrap_err();
-    assert!(error.contains("stored tensor \"a.low_rank_down\" is not listed"), "{error}");
-    let error = open(&|m| m["tensors"]["a"]["low_rank"]["rank"] = 3.into()).unwrap_err();
+    assert!(error.contains("stored tensor \"a.weight.low_rank_down\" is not listed"), "{error}");
+    let error = open(&|m| m["tensors"]["a.weight"]["low_rank"]["rank"] = 3.into()).unwrap_err();
     assert!(error.contains("stream \"low_rank_down\" holds I8 [2, 140], expected I8 [3, 140]"), "{error}");
-    let error = open(&|m| m["tensors"]["a"]["low_rank"]["storage"] = "f16".into()).unwrap_err();
+    let error = open(&|m| m["tensors"]["a.weight"]["low_rank"]["storage"] = "f16".into()).unwrap_err();
     assert!(error.contains("holds I8 [2, 140], expected F16 [2, 140]"), "{error}");
     for rank in [0u64, 25, 1 << 60] {
-        let error = open(&|m| m["tensors"]["a"]["low_rank"]["rank"] = rank.into()).unwrap_err();
+        let error = open(&|m| m["tensors"]["a.weight"]["low_rank"]["rank"] = rank.into()).unwrap_err();
         assert!(error.contains(&format!("rank = {rank} is outside 1 to 24")), "{error}");
     }
     for bad in [serde_json::json!({"rank": 2, "storage": "int4"}), serde_json::json!({"rank": -1, "storage": "int8"})] {
-        assert!(open(&|m| m["tensors"]["a"]["low_rank"] = bad.clone()).is_err(), "{bad}");
+        assert!(open(&|m| m["tensors"]["a.weight"]["low_rank"] = bad.clone()).is_err(), "{bad}");
     }
 }

@@ -273,7 +273,8 @@ fn archive(dir: &Path, recipe: &str) -> Result<Checkpoint, String> {
     let bytes: Vec<u8> = gaussian(24 * 40, 3).iter().flat_map(|w| w.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![24, 40], &bytes).unwrap();
     let source = dir.join("source.safetensors");
-    safetensors::serialize_to_file([("a", &view), ("b", &view), ("wte.weight", &view)], None, &source).unwrap();
+    safetensors::serialize_to_file([("a.weight", &view), ("b.weight", &view), ("wte.weight", &view)], None, &source)
+        .unwrap();
     let checkpoint = Checkpoint::open(&source).unwrap();
     let recipe = Recipe::from_toml(recipe).and_then(Recipe::compile).map_err(|e| e.to_string())?;
     let plan = Plan::new(&checkpoint, &recipe).map_err(|e| chain(&e))?;
@@ -288,7 +289,7 @@ const RECIPE: &str = "min_weights = 1\n[default]\ncodec = 'trellis'\nbits = 2\no
 #[test]
 fn recipes_protect_columns_of_layers_and_files_keep_them() {
     let dir = tempfile::tempdir().unwrap();
-    let source = archive(dir.path(), &format!("{RECIPE}[[rule]]\nmatch = '^b$'\nprotect = 7\n")).unwrap();
+    let source = archive(dir.path(), &format!("{RECIPE}[[rule]]\nmatch = '^b[.]'\nprotect = 7\n")).unwrap();
     let archive = Archive::open(dir.path().join("archive.safetensors")).unwrap();
     let found = |name: &str| {
         let (entry, packed) = (archive.entries()[name].header(), archive.packed(name).unwrap());
@@ -296,21 +297,21 @@ fn recipes_protect_columns_of_layers_and_files_keep_them() {
         assert_eq!(archive.entries()[name].num_bytes(), packed.num_bytes() as u64);
         entry.protected
     };
-    assert_eq!((found("a"), found("b"), found("wte.weight")), (3, 7, 0));
+    assert_eq!((found("a.weight"), found("b.weight"), found("wte.weight")), (3, 7, 0));
     let dense = dir.path().join("dense.safetensors");
     decompress_archive(&archive, &dense, None, RunOptions::default(), &()).unwrap();
-    let dense = Checkpoint::open(&dense).unwrap().to_f32("b").unwrap();
-    assert_eq!(dense, archive.packed("b").unwrap().synthesize().as_slice());
-    let error = ErrorSums::between(&source.to_f32("b").unwrap(), &dense).relative_mse();
-    assert_eq!(error, archive.entries()["b"].manifest().relative_mse);
+    let dense = Checkpoint::open(&dense).unwrap().to_f32("b.weight").unwrap();
+    assert_eq!(dense, archive.packed("b.weight").unwrap().synthesize().as_slice());
+    let error = ErrorSums::between(&source.to_f32("b.weight").unwrap(), &dense).relative_mse();
+    assert_eq!(error, archive.entries()["b.weight"].manifest().relative_mse);
 }
 
 #[test]
-fn as_many_protected_columns_as_there_are_is_an_error() {
+fn as_many_protected_columns_as_there_are_is_an_error_for_a_weight_and_left_out_of_a_plan() {
     let dir = tempfile::tempdir().unwrap();
-    let error = archive(dir.path(), &format!("{RECIPE}[[rule]]\nmatch = '^b$'\nprotect = 40\n")).unwrap_err();
-    assert!(error.contains("tensor \"b\""), "{error}");
-    assert!(error.contains("protect = 40 is outside 0 to 39: the weight has 40 columns"), "{error}");
+    let all = archive(dir.path(), &format!("{RECIPE}[[rule]]\nmatch = '^b[.]'\nprotect = 40\n")).unwrap();
+    let archive = Archive::open(dir.path().join("archive.safetensors")).unwrap();
+    assert_eq!((archive.entries()["b.weight"].header().protected, all.tensors().len()), (0, 3));
     let error = Encoder::new(&protecting("additive:2", 12)).encode(matrix(5, 12, 1)).unwrap_err().to_string();
     assert!(error.contains("protect = 12 is outside 0 to 11"), "{error}");
 }
@@ -328,17 +329,17 @@ fn manifests_that_miscount_protected_columns_are_refused() {
     assert_eq!(open(&|_| {}), Ok(()));
     // What a reader of version 1.0 sees, which does not know the field: tensors that nothing accounts for.
     let unknown = |m: &mut serde_json::Value| {
-        m["tensors"]["a"].as_object_mut().unwrap().remove("protected");
+        m["tensors"]["a.weight"].as_object_mut().unwrap().remove("protected");
     };
     let error = open(&unknown).unwrap_err();
-    assert!(error.contains("stored tensor \"a.protected\" is not listed"), "{error}");
-    let error = open(&|m| m["tensors"]["a"]["protected"] = 4.into()).unwrap_err();
+    assert!(error.contains("stored tensor \"a.weight.protected\" is not listed"), "{error}");
+    let error = open(&|m| m["tensors"]["a.weight"]["protected"] = 4.into()).unwrap_err();
     assert!(error.contains("stream \"protected\" holds U32 [3], expected U32 [4]"), "{error}");
     let error = open(&|m| m["tensors"]["wte.weight"]["protected"] = 1.into()).unwrap_err();
     assert!(error.contains("\"wte.weight.protected\" is listed but not stored"), "{error}");
     for count in [40u64, 1 << 60] {
-        let error = open(&|m| m["tensors"]["a"]["protected"] = count.into()).unwrap_err();
+        let error = open(&|m| m["tensors"]["a.weight"]["protected"] = count.into()).unwrap_err();
         assert!(error.contains(&format!("protect = {count} is outside 0 to 39")), "{error}");
     }
-    assert!(open(&|m| m["tensors"]["a"]["protected"] = (-1).into()).is_err());
+    assert!(open(&|m| m["tensors"]["a.weight"]["protected"] = (-1).into()).is_err());
 }

@@ -29,17 +29,17 @@ fn calibrated(dir: &Path, shape: Shape) -> (Checkpoint, Arc<Calibration>) {
     let (a, b) = (bytes(1), bytes(2));
     let view = |bytes| TensorView::new(Dtype::F32, vec![m, n], bytes).unwrap();
     let source = dir.join("source.safetensors");
-    safetensors::serialize_to_file([("a", view(&a)), ("b", view(&b))], None, &source).unwrap();
+    safetensors::serialize_to_file([("a.weight", view(&a)), ("b.weight", view(&b))], None, &source).unwrap();
 
     let mut sums = Accumulator::new(n);
     sums.add_inputs(&gaussian(64 * n, 3));
     let text = Source { name: "text".into(), blake3: "0".repeat(64), tokens: 64 };
     let mut description = Description::new(Weighting::Uniform, vec![text]);
-    let weights = vec!["a".to_owned(), "b".to_owned()];
-    description.groups.insert("a".into(), Group { d_input: n, tokens: 64, weights });
+    let weights = vec!["a.weight".to_owned(), "b.weight".to_owned()];
+    description.groups.insert("a.weight".into(), Group { d_input: n, tokens: 64, weights });
     let path = dir.join("calibration.safetensors");
     let mut writer = CalibrationWriter::create(&path, description, false).unwrap();
-    writer.write("a", &sums).unwrap();
+    writer.write("a.weight", &sums).unwrap();
     writer.finish().unwrap();
     (Checkpoint::open(source).unwrap(), Arc::new(Calibration::open(path).unwrap()))
 }
@@ -102,14 +102,14 @@ fn a_rate_that_an_option_forbids_is_not_chosen_and_does_no_harm() {
     for bits in [1.6, 2.3, 3.1, 9.0] {
         let allocation = allocate(three, bits).unwrap();
         assert!(allocation.mean_bits <= bits);
-        let rates = ["a", "b"].map(|name| rate(&allocation, name, shape));
+        let rates = ["a.weight", "b.weight"].map(|name| rate(&allocation, name, shape));
         assert!(rates.iter().all(|&rate| rate >= 1.0), "{bits}: {rates:?}");
         assert!(bits < 9.0 || rates == [4.0; 2], "{rates:?}");
     }
     // Where the option allows it, half a bit meets a mean that is refused here.
     let mean = 1.1;
     let chosen = allocate("options = { tile = 8, patterns = 4, beam = 1 }", mean).unwrap();
-    assert_eq!(["a", "b"].map(|name| rate(&chosen, name, shape)), [0.5; 2]);
+    assert_eq!(["a.weight", "b.weight"].map(|name| rate(&chosen, name, shape)), [0.5; 2]);
     let error = allocate(three, mean).unwrap_err();
     assert!(matches!(error, ArchiveError::Budget { smallest, .. } if smallest > mean), "{error:?}");
     assert!(chain(&error).contains("a mean of 1.1 bits a weight cannot be met"), "{error}");
