@@ -7,7 +7,7 @@ use approx::abs_diff_eq;
 use common::{VOCABULARY, add, json_of, number, pixel, stdout, words};
 use pixel_core::archive::calibration::{Calibration, Weighting};
 use predicates::prelude::PredicateBooleanExt;
-use predicates::str::contains;
+use predicates::str::{contains, starts_with};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -93,12 +93,25 @@ fn what_there_is_less_of_than_asked_for_is_said() {
         let args = ["calibrate", "llama", "-t", "text.txt", "--weighting", "uniform", "-o", "c.safetensors"];
         pixel(dir.path(), &[&args[..], &["--overwrite"], more].concat()).success()
     };
-    run(&[]).stderr("").stdout(contains("320 tokens"));
-    run(&["--tokens", "320", "--context", "64"]).stderr("");
-    run(&["--tokens", "321"]).stderr("note: --tokens 321: the texts have 320\n");
+    let little = "note: 320 tokens for inputs of width";
+    run(&[]).stderr(starts_with(little)).stdout(contains("320 tokens"));
+    run(&["--tokens", "320", "--context", "64"]).stderr(starts_with(little));
+    run(&["--tokens", "321"]).stderr(starts_with("note: --tokens 321: the texts have 320\n"));
     let note = "note: --context 65: llama was made for texts of 64 tokens, which are taken\n";
-    run(&["--context", "65"]).stderr(note);
+    run(&["--context", "65"]).stderr(starts_with(note));
     run(&["--context", "65", "--tokens", "321", "--quiet"]).stderr("").stdout("");
+}
+
+#[test]
+fn enough_text_is_no_matter_and_a_text_that_counts_twice_is() {
+    let dir = workspace("llama");
+    let text: String = (0..4096).map(|i| format!("w{} ", i * 7 % VOCABULARY)).collect();
+    fs::write(dir.path().join("long.txt"), text).unwrap();
+    let uniform = ["-t", "long.txt", "--weighting", "uniform", "-o", "c.safetensors"];
+    pixel(dir.path(), &[&["calibrate", "llama"], &uniform[..]].concat()).success().stderr("");
+    let merge = ["calibrate", "--merge", "c.safetensors", "c.safetensors", "-o", "twice.safetensors"];
+    let note = "note: the text long.txt counts twice: two of the files were collected from it\n";
+    pixel(dir.path(), &merge).success().stderr(note);
 }
 
 #[test]

@@ -81,6 +81,29 @@ enum WeightingArg {
     Uniform,
 }
 
+/// Fewer tokens than this for each input of the widest layer may do harm: the quickstart's model (width 128, widest
+/// 384) at 2 bits is worse with 2048 tokens than without a calibration, and better with 32 768.
+const TOKENS_PER_INPUT: u64 = 32;
+
+/// What the owner of a calibration should know of it: whether it is of little text, and whether any counts twice.
+fn notes(description: &Description) -> Vec<String> {
+    let mut notes = Vec::new();
+    let little = description.groups.values().filter(|group| group.tokens < TOKENS_PER_INPUT * group.d_input as u64);
+    if let Some(widest) = little.max_by_key(|group| group.d_input) {
+        notes.push(format!(
+            "{} tokens for inputs of width {}: below {TOKENS_PER_INPUT} a width, feedback may do more harm than good; \
+             take more text, or compare with `compress --damping 1` and without a calibration",
+            widest.tokens, widest.d_input
+        ));
+    }
+    for (place, source) in description.sources.iter().enumerate() {
+        if description.sources[..place].iter().any(|other| other.blake3 == source.blake3) {
+            notes.push(format!("the text {} counts twice: two of the files were collected from it", source.name));
+        }
+    }
+    notes
+}
+
 impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let start = Instant::now();
@@ -94,6 +117,9 @@ impl Args {
         };
         let bytes = std::fs::metadata(&self.output).map(|file| file.len()).unwrap_or_default();
         self.print(&description, bytes, start.elapsed().as_secs_f64());
+        if !self.quiet {
+            notes(&description).iter().for_each(|note| eprintln!("note: {note}"));
+        }
         Ok(ExitCode::SUCCESS)
     }
 
