@@ -33,6 +33,8 @@ pub enum Role {
     Quantised,
     /// Factors of a low-rank adapter.
     Adapter,
+    /// Gains of a norm.
+    Norm,
     /// A name of no known family that ends as the weight of a layer does.
     UnknownLayer,
     /// Any other name.
@@ -53,7 +55,7 @@ pub enum RoleDefault {
 
 /// The table: the first expression that is found in a name tells the role. [`Role::Other`], which matches whatever is
 /// left, is the last.
-pub const ROLES: [(Role, RoleDefault, &str); 12] = [
+pub const ROLES: [(Role, RoleDefault, &str); 13] = [
     (
         Role::Adapter,
         RoleDefault::Keep,
@@ -92,6 +94,7 @@ pub const ROLES: [(Role, RoleDefault, &str); 12] = [
         RoleDefault::Keep,
         r"(^|\.)(pos(ition(al)?)?_?(embed(ding)?s?|encodings?|table)|cls_token|mask_token|inv_freq|freqs_cis)$",
     ),
+    (Role::Norm, RoleDefault::Keep, r"(?i)(^|\.)(\w*norm\d*|ln_?\w+|bn\d*)\.(weight|bias|scale|gamma|beta)$"),
     (
         Role::Head,
         RoleDefault::Embeddings,
@@ -156,6 +159,7 @@ impl std::fmt::Display for Role {
             Self::RelativeBias => "relative bias",
             Self::Quantised => "quantised already",
             Self::Adapter => "adapter",
+            Self::Norm => "norm",
             Self::UnknownLayer => "unknown layer",
             Self::Other => "other",
         })
@@ -192,6 +196,7 @@ mod tests {
                     "single_transformer_blocks.0.proj_out.weight",
                     "blocks.0.ffn.net.0.proj.weight",
                     "blocks.0.attn.qkv.weight",
+                    "transformer_blocks.0.norm1.linear.weight",
                     "lstm.weight_ih_l0_reverse",
                     "text_projection",
                 ][..],
@@ -281,6 +286,16 @@ mod tests {
                 &[
                     "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
                     "base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight",
+                ],
+            ),
+            (
+                Norm,
+                &[
+                    "model.layers.0.input_layernorm.weight",
+                    "model.norm.weight",
+                    "transformer.h.0.ln_1.weight",
+                    "embeddings.LayerNorm.bias",
+                    "model.layers.0.self_attn.q_norm.weight",
                 ],
             ),
             (UnknownLayer, &["tower.mystery.weight", "weight", "encoder.blocks.0.mixing_of_heads.weight"]),
