@@ -109,6 +109,12 @@ fn enough_text_is_no_matter_and_a_text_that_counts_twice_is() {
     fs::write(dir.path().join("long.txt"), text).unwrap();
     let uniform = ["-t", "long.txt", "--weighting", "uniform", "-o", "c.safetensors"];
     pixel(dir.path(), &[&["calibrate", "llama"], &uniform[..]].concat()).success().stderr("");
+    fs::write(dir.path().join("short.txt"), "w1 w2 w3").unwrap();
+    let both = ["calibrate", "llama", "-t", "short.txt", "long.txt", "--weighting", "uniform", "-o", "d.safetensors"];
+    let note = "note: short.txt: left out, for its 3 tokens are fewer than a chunk of 64\n";
+    pixel(dir.path(), &both).success().stderr(note).stdout(contains("4096 tokens"));
+    let read = |name: &str| open(&dir, name).description().groups.clone();
+    assert_eq!(read("c.safetensors"), read("d.safetensors"));
     let merge = ["calibrate", "--merge", "c.safetensors", "c.safetensors", "-o", "twice.safetensors"];
     let note = "note: the text long.txt counts twice: two of the files were collected from it\n";
     pixel(dir.path(), &merge).success().stderr(note);

@@ -190,7 +190,8 @@ impl Args {
         }
     }
 
-    /// Chunks of every text, in proportion to its length.
+    /// Chunks of every text, in proportion to its length; texts shorter than a chunk are left out, with a word, unless
+    /// all of them are.
     fn chunks(
         &self,
         texts: &[Text],
@@ -200,12 +201,19 @@ impl Args {
         let tokenizer = &vocabulary.tokenizer;
         let encode =
             |text: &Text| vocabulary.check(tokenizer.encode_plain(&text.text)).with_context(|| text.name.clone());
-        let encoded = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
-        let total: usize = encoded.iter().map(Vec::len).sum();
+        let encoded = texts.iter().map(|text| Ok((text, encode(text)?))).collect::<Result<Vec<_>>>()?;
+        let has_chunk = |tokens: &Vec<u32>| tokens.len() >= context;
+        let any = encoded.iter().any(|(_, tokens)| has_chunk(tokens));
+        let (taken, short): (Vec<_>, Vec<_>) = encoded.iter().partition(|(_, tokens)| !any || has_chunk(tokens));
+        for (text, tokens) in short {
+            let (name, found) = (&text.name, tokens.len());
+            self.say(&format!("note: {name}: left out, for its {found} tokens are fewer than a chunk of {context}"));
+        }
+        let total: usize = taken.iter().map(|(_, tokens)| tokens.len()).sum();
         self.say_if_fewer(total);
         let mut all = CalibrationTokens { texts: Vec::new(), batch_tokens: self.batch_tokens, seed: self.seed };
         let mut sources = Vec::new();
-        for (text, tokens) in texts.iter().zip(&encoded) {
+        for (text, tokens) in taken {
             let share = (self.tokens() as f64 * tokens.len() as f64 / total as f64).round() as usize;
             let part = CalibrationTokens::chunks(tokens, context, share, tokenizer.added_bos());
             let part = part.with_context(|| text.name.clone())?;
