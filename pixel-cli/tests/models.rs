@@ -8,7 +8,7 @@ use assert_cmd::Command;
 use assert_cmd::assert::Assert;
 use common::{VOCABULARY, add, json_of, number, pixel, stdout, with_special, words};
 use predicates::prelude::PredicateBooleanExt;
-use predicates::str::contains;
+use predicates::str::{contains, starts_with};
 use serde_json::{Value, json};
 use std::fs;
 use tempfile::TempDir;
@@ -327,7 +327,7 @@ fn tensors_that_are_not_read_are_said_in_one_line() {
         &["calibrate", "llama", "--text", "text.txt", "--weighting", "uniform", "-o", "c.safetensors"],
     ];
     for command in commands {
-        pixel(dir.path(), command).success().stderr(warning);
+        pixel(dir.path(), command).success().stderr(starts_with(warning));
     }
 }
 
