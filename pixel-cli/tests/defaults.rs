@@ -133,6 +133,11 @@ fn expressions_that_match_nothing_are_named() {
     // A preset has rules for many families.
     run(&["--preset", "balanced"]).stderr(contains("matches no tensor").not());
     run(&["--exclude", "lm_hed", "--quiet"]).stderr("");
+    // What was not meant is said before it is refused.
+    pixel(dir.path(), &["compress", "model", "--dry-run", "--include", "q_poj"]).failure().stderr(
+        contains("note: include 1 'q_poj' matches no tensor\n")
+            .and(contains("no tensor would be compressed (3 as asked)")),
+    );
 }
 
 #[test]

@@ -43,6 +43,7 @@ pub use ownership::{FILE_LIST, PRODUCER_KEY};
 pub use partial::remove_partial_outputs;
 pub use reader::{Archive, Entry};
 pub use remark::Remark;
+pub(crate) use remark::some_of;
 /// The types of stored tensors, as safetensors names them.
 pub use safetensors::Dtype;
 pub use staging::{OutputKind, check_output, write_file};

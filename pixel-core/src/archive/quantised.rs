@@ -38,9 +38,9 @@ impl Checkpoint {
         }
     }
 
-    /// What the `config.json` of the directory says of it. Whoever runs a model refuses files that are no JSON.
+    /// What the `config.json` beside the weights says of it. Whoever runs a model refuses files that are no JSON.
     fn quantisation_of_config(&self) -> Option<String> {
-        let text = std::fs::read_to_string(self.root().join("config.json")).ok()?;
+        let text = std::fs::read_to_string(self.shards().first()?.path.with_file_name("config.json")).ok()?;
         let config: Value = serde_json::from_str(&text).ok()?;
         let (field, value) = CONFIG_FIELDS.into_iter().find_map(|field| Some((field, config.get(field)?)))?;
         let value = value.as_object()?;
@@ -68,8 +68,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("model.safetensors"), serialize(views, None).unwrap()).unwrap();
         std::fs::write(dir.path().join("config.json"), config).unwrap();
-        let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        checkpoint.check_not_quantised().map_err(|error| error.to_string().replace(dir.path().to_str().unwrap(), "in"))
+        let check = |path: &std::path::Path| Checkpoint::open(path).unwrap().check_not_quantised();
+        let [folder, file] = [dir.path().to_owned(), dir.path().join("model.safetensors")].map(|path| check(&path));
+        assert_eq!(folder.is_err(), file.is_err(), "the file by itself");
+        folder.map_err(|error| error.to_string().replace(dir.path().to_str().unwrap(), "in"))
     }
 
     #[test]

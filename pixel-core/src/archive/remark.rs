@@ -55,7 +55,7 @@ impl fmt::Display for Remark {
 }
 
 /// The first of some names, and how many there are.
-pub(super) fn some_of(names: &[String]) -> String {
+pub(crate) fn some_of(names: &[String]) -> String {
     let mut text = names.iter().take(NAMES_SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
     if names.len() > NAMES_SHOWN {
         text += &format!(" and {} more", names.len() - NAMES_SHOWN);

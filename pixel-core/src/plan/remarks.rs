@@ -3,10 +3,8 @@
 use super::checkpoint::PlanItem;
 use super::decision::{CompiledRecipe, Decision, KeepReason, Omission};
 use super::roles::Role;
+use crate::archive::some_of;
 use std::collections::BTreeMap;
-
-/// How many names a remark lists.
-const NAMES: usize = 3;
 
 /// Something that the writer of a recipe should know. Its text is one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,23 +57,14 @@ impl std::fmt::Display for Remark {
                 write!(f, "{place} '{expression}' never applies: rules before it match its {tensors} tensor(s) too")
             }
             Self::KeptForRole { place, expression, names } => {
-                let names = list(names);
+                let names = some_of(names);
                 write!(f, "{place} '{expression}' names {names}, kept for the role; keep = false has them coded")
             }
-            Self::Omitted { part, names } => write!(f, "too small for {part}, done without: {}", list(names)),
+            Self::Omitted { part, names } => write!(f, "too small for {part}, done without: {}", some_of(names)),
             Self::UnknownLayers { names } => {
-                write!(f, "coded as layers for the end of the name alone, see --exclude: {}", list(names))
+                write!(f, "coded as layers for the end of the name alone, see --exclude: {}", some_of(names))
             }
         }
-    }
-}
-
-/// The first of the names, and how many there are.
-fn list(names: &[String]) -> String {
-    let first = names[..names.len().min(NAMES)].join(", ");
-    match names.len() {
-        0..=NAMES => first,
-        all => format!("{first} and {} more", all - NAMES),
     }
 }
 

@@ -150,10 +150,12 @@ impl Args {
             fitter: HybridFitter { solver: self.svd.build(), rounds: 1 },
         };
         // What is chosen below is written as rules for every tensor, in front of those that were asked for.
-        self.print_remarks(&self.plan(&inputs, recipe.clone())?);
+        let asked = self.plan(&inputs, recipe.clone())?;
         if !self.run.quiet {
             output::remarks(&inputs.checkpoint);
+            self.print_remarks(&asked);
         }
+        self.check_that_something_is_coded(&asked)?;
         if let Some(output) = self.output.as_deref().filter(|_| !self.dry_run) {
             let calibration = inputs.calibration.as_deref().map(Calibration::path);
             check_model_output(&inputs.checkpoint, calibration, output, self.run.options().overwrite)?;
@@ -253,6 +255,10 @@ impl Args {
         if let Some(calibration) = &inputs.calibration {
             plan = plan.with_calibration(&inputs.checkpoint, Arc::clone(calibration))?;
         }
+        Ok(plan)
+    }
+
+    fn check_that_something_is_coded(&self, plan: &Plan) -> Result<()> {
         if plan.items().iter().all(|item| item.decision.coding().is_none()) {
             let kept = print::kept(plan.items().iter().map(|item| (&item.decision, item.role)));
             bail!(
@@ -260,7 +266,7 @@ impl Args {
                 self.input.display()
             );
         }
-        Ok(plan)
+        Ok(())
     }
 
     /// Says what the plan does otherwise than was meant, perhaps. Presets have rules for many families, of which a
@@ -272,7 +278,7 @@ impl Args {
             }
             _ => false,
         };
-        for remark in plan.remarks().iter().filter(|remark| !self.run.quiet && !of_preset(remark)) {
+        for remark in plan.remarks().iter().filter(|remark| !of_preset(remark)) {
             eprintln!("note: {remark}");
         }
     }
