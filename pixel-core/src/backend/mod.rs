@@ -45,6 +45,9 @@ mod definition;
 mod device;
 #[cfg(feature = "autodiff")]
 mod gradients;
+mod matrix;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod native;
 #[cfg_attr(
     feature = "ndarray",
     allow(deprecated, reason = "Burn's ndarray backend is deprecated, and still offered here")
@@ -53,9 +56,6 @@ mod gradients;
     not(any(feature = "flex", feature = "ndarray", feature = "cube")),
     allow(unused_variables, reason = "without a backend nothing is dispatched")
 )]
-mod matrix;
-#[cfg(any(feature = "flex", feature = "ndarray"))]
-mod native;
 mod ops;
 mod projection;
 mod ready;
