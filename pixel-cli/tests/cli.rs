@@ -433,7 +433,9 @@ fn a_damaged_archive_is_found_out() {
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    pixel(&["verify", "small.safetensors"], dir.path()).code(1).stdout(contains("is damaged: BLAKE3"));
+    pixel(&["verify", "small.safetensors"], dir.path())
+        .code(1)
+        .stdout(contains("is damaged: BLAKE3").and(contains("FAILED: 1 failure among")));
     pixel(&["decompress", "small.safetensors", "dense"], dir.path()).code(2).stderr(contains("is damaged"));
     assert!(leftovers(dir.path(), &["model", "small.safetensors"]).is_empty());
 }

@@ -246,10 +246,11 @@ fn what_eval_refuses_is_named() {
     with_text(&["bert", "--against", "llama"]).stderr(contains("an encoder is needed"));
     with_text(&["bert"]).stderr(contains("bert is an encoder: --against DENSE is needed"));
     with_text(&["bert", "--against", "bert", "--context", "9"]).stderr(contains("--context is for language models"));
-    with_text(&["bert", "--against", "bert", "--limit", "10"]).stderr(contains("10 sentences: 11 are needed"));
+    with_text(&["bert", "--against", "bert", "--limit", "10"])
+        .stderr(contains("text.txt: 10 sentences: 11 are needed"));
 
     fs::write(dir.path().join("short.txt"), "w1 w2 w3").unwrap();
-    let message = contains("a chunk needs 16 tokens, the text has 3");
+    let message = contains("short.txt: a chunk needs 16 tokens, the text has 3");
     refuse(&["llama", "--context", "16", "--text", "short.txt"]).stderr(message);
 
     let tokenizer =

@@ -128,7 +128,11 @@ impl Args {
         if failures.is_empty() {
             println!("ok: {packed} packed and {kept} kept tensors read, hashes checked");
         } else {
-            println!("FAILED: {} failures among {packed} packed and {kept} kept tensors", failures.len());
+            let failures = match failures.len() {
+                1 => "1 failure".to_owned(),
+                count => format!("{count} failures"),
+            };
+            println!("FAILED: {failures} among {packed} packed and {kept} kept tensors");
         }
     }
 }

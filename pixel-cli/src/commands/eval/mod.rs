@@ -5,7 +5,7 @@ mod vocabularies;
 
 use super::model_args::{CacheArgs, ModelArgs};
 use super::texts::{self, Text, TextArgs};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pixel_models::evaluate::{NEIGHBOURS, PerplexityConfig, compare, compare_embeddings, perplexity};
 use pixel_models::tokenizer::TextTokenizer;
@@ -87,6 +87,11 @@ impl Args {
         self.text.iter().map(|path| Ok(Text::read(path)?.text)).collect()
     }
 
+    /// The texts, as an error calls them.
+    fn names_of_texts(&self) -> String {
+        self.text.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    }
+
     fn language_model(&self, model: &CausalModel, text: &str) -> Result<Report> {
         let against = self
             .against
@@ -100,7 +105,8 @@ impl Args {
         let tokens = vocabularies.encode(text, TextTokenizer::encode_plain)?;
         let bos = vocabularies.added_bos();
 
-        let chunks = config.count_chunks(tokens.len())?;
+        config.validate()?;
+        let chunks = config.count_chunks(tokens.len()).with_context(|| self.names_of_texts())?;
         if let Some(asked) = config.chunks.filter(|asked| *asked > chunks) {
             eprintln!("note: --limit {asked}: the text has {chunks} chunks of {} tokens", config.context);
         }
@@ -164,7 +170,8 @@ impl Args {
             eprintln!("note: --limit {asked}: the text has {} sentences", sentences.len());
         }
         let needed = NEIGHBOURS + 1;
-        ensure!(sentences.len() >= needed, "{} sentences: {needed} are needed at least", sentences.len());
+        let (found, names) = (sentences.len(), self.names_of_texts());
+        ensure!(found >= needed, "{names}: {found} sentences: {needed} are needed at least");
 
         let bar = self.bar(2 * sentences.len(), "embeddings")?;
         let batch = self.batch.map_or(SENTENCES, NonZeroUsize::get);
