@@ -5,6 +5,7 @@ pub(crate) mod calibrate;
 pub(crate) mod codecs;
 pub(crate) mod compress;
 pub(crate) mod decompress;
+pub(crate) mod dequantize;
 pub(crate) mod diff;
 #[cfg(feature = "models")]
 pub(crate) mod eval;

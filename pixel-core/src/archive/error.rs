@@ -3,6 +3,7 @@
 use super::calibration::CalibrationFileError;
 use super::fault::{IndexError, ManifestError, SafetensorsError};
 use super::foreign::Foreign;
+use super::quantised::QuantisedError;
 use super::remark::some_of;
 use super::staging::OutputKind;
 use crate::error::{ConfigError, FormatError, WeightError};
@@ -268,8 +269,7 @@ pub enum ArchiveError {
     },
     /// The weights are quantised already.
     #[error(
-        "{}: quantised already, {found}; coding it again would add one error to another: start from the model in F16, \
-         BF16 or F32, or have the tool that made it write it dense",
+        "{}: quantised already, {found}; coding it again would add one error to another: {way_out}",
         path.display()
     )]
     Quantised {
@@ -277,6 +277,34 @@ pub enum ArchiveError {
         path: PathBuf,
         /// What shows it.
         found: String,
+        /// What its owner can do.
+        way_out: &'static str,
+    },
+    /// A quantised weight cannot be made floats again.
+    #[error("{}: the quantised weight \"{tensor}\" cannot be read", path.display())]
+    QuantisedWeight {
+        /// The file.
+        path: PathBuf,
+        /// Its tensor of codes.
+        tensor: String,
+        /// Why.
+        source: Box<QuantisedError>,
+    },
+    /// Nothing is quantised where quantised weights are expected.
+    #[error("{}: no weight is quantised by another tool: it is dense, or an archive for `decompress`", path.display())]
+    NotQuantised {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// A weight is there as floats and as codes.
+    #[error("{} holds a weight twice, as \"{tensor}\" and as \"{codes}\"", path.display())]
+    TwoWeights {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor of floats.
+        tensor: String,
+        /// The tensor of codes.
+        codes: String,
     },
     /// The existing entry is of another kind than the output and is not replaced.
     #[error("{} is {found}, the output would be {wanted}", path.display())]

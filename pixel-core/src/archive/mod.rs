@@ -41,6 +41,7 @@ pub use model::{Model, ModelTensor};
 pub use names::{ARCHIVE_FILE, ARCHIVE_INDEX_FILE, INDEX_FILE, SINGLE_FILE};
 pub use ownership::{FILE_LIST, PRODUCER_KEY};
 pub use partial::remove_partial_outputs;
+pub use quantised::{QuantisedCheckpoint, QuantisedError, StoredWeight};
 pub use reader::{Archive, Entry};
 pub use remark::Remark;
 pub(crate) use remark::some_of;

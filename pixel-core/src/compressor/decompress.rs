@@ -1,20 +1,13 @@
 //! An archive back into a dense checkpoint.
 
 use super::compress::RunOptions;
-use super::files::{Extras, SideFiles, check_model_output};
+use super::dense::{CHUNK_WEIGHTS, DenseTensor, write_dense};
+use super::files::{SideFiles, check_model_output};
 use super::progress::Progress;
-use super::workers;
-use crate::archive::{
-    Archive, ArchiveError, CheckpointWriter, FilePlan, FloatType, MANIFEST_HASH_KEY, MANIFEST_KEY, OutputKind,
-    PRODUCER, PRODUCER_KEY, ShardWriter, TensorPlan, dense_name,
-};
+use crate::archive::{Archive, ArchiveError, FloatType, ShardWriter, TensorPlan};
 use crate::packed::PackedWeight;
 use crate::synthesis::Synthesis;
-use std::collections::BTreeMap;
 use std::path::Path;
-
-/// Weights that are synthesised before they are written.
-const CHUNK_WEIGHTS: usize = 1 << 18;
 
 /// Writes the dense weights of `archive` to `output`: a file if that ends in `.safetensors`, a directory otherwise.
 ///
@@ -34,42 +27,19 @@ pub fn decompress_archive(
     let (checkpoint, output) = (archive.checkpoint(), output.as_ref());
     check_model_output(checkpoint, [], output, options.overwrite)?;
     let side_files = SideFiles::of(checkpoint)?;
-    let mut items = dense_items(archive, dtype)?;
-    let (mut files, mut metadata, mut weight_map) = (Vec::new(), Vec::new(), BTreeMap::new());
-    for (index, shard) in checkpoint.shards().iter().enumerate() {
-        let tensors = items.iter().filter(|item| item.shard == index).map(|item| item.plan.clone()).collect();
-        let mut own = shard.metadata.clone();
-        own.retain(|key, _| key != MANIFEST_KEY && key != MANIFEST_HASH_KEY);
-        own.insert(PRODUCER_KEY.to_owned(), PRODUCER.to_owned());
-        let file = FilePlan::new(dense_name(&shard.file_name), tensors, &own)?;
-        weight_map.extend(file.tensors().map(|tensor| (tensor.name.clone(), file.file_name.clone())));
-        files.push(file);
-        metadata.push(own);
-    }
-    let writer = CheckpointWriter::create(output, OutputKind::of(output), &files, options.overwrite)?;
-    items.sort_by_key(|item| std::cmp::Reverse(item.plan.num_bytes()));
-    workers::for_each_item(options.threads, &items, output, progress, |item| {
-        let file = writer.file(item.shard);
-        match item.float {
-            Dense::Packed(float) => write_packed(&archive.packed(&item.plan.name)?, &item.plan.name, float, file),
-            Dense::Float(from, to) => {
-                let (_, bytes) = archive.kept_bytes(&item.plan.name)?;
-                write_converted(bytes, from, to, &item.plan.name, file)
-            }
-            Dense::Same => file.write(&item.plan.name, 0, archive.kept_bytes(&item.plan.name)?.1),
-        }?;
-        progress.tensor_done(&item.plan.name, item.plan.shape.iter().product::<usize>() as u64);
-        Ok(())
-    })?;
-    let total = items.iter().map(|item| item.plan.num_bytes() as u64).sum();
-    let (side_files, rename) = (&side_files, dense_name);
-    let extras = Extras { checkpoint, side_files, weight_map: &weight_map, tensor_bytes: total, rename };
-    writer.finish(metadata, |dir| extras.write(dir))?;
-    Ok(total)
+    let tensors = dense_tensors(archive, dtype)?;
+    write_dense(checkpoint, &side_files, tensors, output, options, progress, |tensor, file| {
+        let name = &tensor.plan.name;
+        match tensor.source {
+            Source::Packed(float) => write_packed(&archive.packed(name)?, name, float, file),
+            Source::Float(from, to) => write_converted(archive.kept_bytes(name)?.1, from, to, name, file),
+            Source::Same => file.write(name, 0, archive.kept_bytes(name)?.1),
+        }
+    })
 }
 
 /// How a dense tensor is obtained.
-enum Dense {
+enum Source {
     /// Synthesised.
     Packed(FloatType),
     /// Converted from one float type to another.
@@ -78,27 +48,21 @@ enum Dense {
     Same,
 }
 
-struct Item {
-    shard: usize,
-    plan: TensorPlan,
-    float: Dense,
-}
-
-fn dense_items(archive: &Archive, dtype: Option<FloatType>) -> Result<Vec<Item>, ArchiveError> {
+fn dense_tensors(archive: &Archive, dtype: Option<FloatType>) -> Result<Vec<DenseTensor<Source>>, ArchiveError> {
     let packed = archive.entries().iter().map(|(name, entry)| {
         let float = dtype.unwrap_or(entry.manifest().dtype);
         let shape = <[usize; 2]>::from(entry.header().shape).to_vec();
         let plan = TensorPlan { name: name.clone(), dtype: float.dtype(), shape };
-        Ok(Item { shard: entry.shard(), plan, float: Dense::Packed(float) })
+        Ok(DenseTensor { shard: entry.shard(), plan, source: Source::Packed(float) })
     });
     let kept = archive.kept().keys().map(|name| {
         let info = archive.checkpoint().info(name)?;
-        let (stored, float) = match (FloatType::of(info.dtype), dtype) {
-            (Some(from), Some(to)) if from != to => (to.dtype(), Dense::Float(from, to)),
-            _ => (info.dtype, Dense::Same),
+        let (stored, source) = match (FloatType::of(info.dtype), dtype) {
+            (Some(from), Some(to)) if from != to => (to.dtype(), Source::Float(from, to)),
+            _ => (info.dtype, Source::Same),
         };
         let plan = TensorPlan { name: name.clone(), dtype: stored, shape: info.shape.clone() };
-        Ok(Item { shard: info.shard, plan, float })
+        Ok(DenseTensor { shard: info.shard, plan, source })
     });
     packed.chain(kept).collect()
 }

@@ -20,6 +20,8 @@ pub(super) struct SideFiles {
     /// Those of `copied` that hold weights of a module beside the model.
     pub(super) modules: Vec<PathBuf>,
     pub(super) left_out: Vec<PathBuf>,
+    /// Files of these contents stand in place of those copied.
+    replaced: BTreeMap<PathBuf, String>,
 }
 
 impl SideFiles {
@@ -48,6 +50,18 @@ impl SideFiles {
         Ok(files)
     }
 
+    /// Does not copy the files that `is_obsolete` says.
+    pub(super) fn leave_out(&mut self, is_obsolete: impl Fn(&Path) -> bool) {
+        let (obsolete, copied) = std::mem::take(&mut self.copied).into_iter().partition(|path| is_obsolete(path));
+        self.copied = copied;
+        self.left_out.extend::<Vec<_>>(obsolete);
+    }
+
+    /// Gives the file `path`, if it is copied, the contents `text`.
+    pub(super) fn replace(&mut self, path: impl Into<PathBuf>, text: String) {
+        self.replaced.insert(path.into(), text);
+    }
+
     /// Copies the files to `target`; returns their size in bytes.
     pub(super) fn copy(&self, root: &Path, target: &Path) -> Result<u64, ArchiveError> {
         let mut bytes = 0;
@@ -57,7 +71,10 @@ impl SideFiles {
                 std::fs::create_dir_all(parent).map_err(ArchiveError::io("create", parent))?;
             }
             let copy = || {
-                let bytes = std::fs::copy(root.join(file), &to)?;
+                let bytes = match self.replaced.get(file) {
+                    None => std::fs::copy(root.join(file), &to)?,
+                    Some(text) => std::fs::write(&to, text).map(|()| text.len() as u64)?,
+                };
                 // Elsewhere a file opened for reading cannot be synced.
                 #[cfg(unix)]
                 std::fs::File::open(&to)?.sync_all()?;

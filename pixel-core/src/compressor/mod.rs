@@ -2,6 +2,8 @@
 
 mod compress;
 mod decompress;
+mod dense;
+mod dequantize;
 mod files;
 mod pixel;
 mod progress;
@@ -12,6 +14,7 @@ mod workers;
 
 pub use compress::{RunOptions, compress_checkpoint};
 pub use decompress::decompress_archive;
+pub use dequantize::{DequantizeReport, dequantize_checkpoint};
 pub use files::check_model_output;
 pub use pixel::{CompressError, CompressedModel, CompressedTensor, CompressorStats, PIXELCompressor};
 pub use progress::Progress;

@@ -42,7 +42,10 @@ impl ModelConfig {
         let path = path.as_ref();
         let fields = Fields::open(path)?;
         if fields.object("quantization_config")?.is_some() {
-            return Err(fields.unsupported("quantization_config", "weights in floats or in a PIXEL archive are"));
+            return Err(fields.unsupported(
+                "quantization_config",
+                "weights in floats or in a PIXEL archive are (`pixel dequantize` makes floats of many)",
+            ));
         }
         let family = match fields.required::<String>("model_type")?.as_str() {
             "llama" => LlamaFamily::Llama,

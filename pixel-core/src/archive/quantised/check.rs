@@ -1,14 +1,11 @@
-//! Checkpoints whose weights another tool has quantised.
+//! Whether weights are quantised already.
 
-use super::checkpoint::Checkpoint;
-use super::error::ArchiveError;
-use serde_json::Value;
+use super::settings::ConfigFile;
+use super::{ArchiveError, Checkpoint, QuantisedCheckpoint};
+use safetensors::Dtype;
 
-/// The fields of `config.json` that say so: of Transformers, of compressed-tensors before it came there, of MLX.
-const CONFIG_FIELDS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
-
-/// What names a weight's codes, or stands beside them: GPTQ and AWQ, compressed-tensors, block F8, bitsandbytes, MLX.
-const MARKS: [&str; 9] = [
+/// What names a weight's codes, or stands beside them: GPTQ and AWQ, compressed-tensors, F8, bitsandbytes, ModelOpt.
+const MARKS: [&str; 11] = [
     "qweight",
     "weight_packed",
     "weight_scale",
@@ -18,6 +15,8 @@ const MARKS: [&str; 9] = [
     "SCB",
     "qzeros",
     "weight_zero_point",
+    "pre_quant_scale",
+    "act.scales",
 ];
 
 impl Checkpoint {
@@ -25,31 +24,53 @@ impl Checkpoint {
     /// Their floats are scales, and what is coded twice has both errors.
     ///
     /// # Errors
-    /// [`ArchiveError::Quantised`] with what shows it.
+    /// [`ArchiveError::Quantised`] with what shows it, and whether [`QuantisedCheckpoint`] reads them.
     pub fn check_not_quantised(&self) -> Result<(), ArchiveError> {
-        let refuse = |found| Err(ArchiveError::Quantised { path: self.root().to_owned(), found });
-        if let Some(found) = self.quantisation_of_config() {
-            return refuse(found);
-        }
-        let is_mark = |name: &&String| MARKS.iter().any(|mark| name.strip_suffix(mark).is_some_and(ends_a_part));
-        match self.tensors().keys().find(is_mark) {
-            Some(name) => refuse(format!("tensor \"{name}\" is of a quantised weight")),
+        match self.mark_of_quantisation() {
             None => Ok(()),
+            Some(found) => Err(refusal(self, found, QuantisedCheckpoint::of(self).is_ok())),
         }
     }
 
-    /// What the `config.json` beside the weights says of it. Whoever runs a model refuses files that are no JSON.
-    fn quantisation_of_config(&self) -> Option<String> {
-        let text = std::fs::read_to_string(self.shards().first()?.path.with_file_name("config.json")).ok()?;
-        let config: Value = serde_json::from_str(&text).ok()?;
-        let (field, value) = CONFIG_FIELDS.into_iter().find_map(|field| Some((field, config.get(field)?)))?;
-        let value = value.as_object()?;
-        let method = ["quant_method", "format", "mode"].into_iter().find_map(|key| value.get(key)?.as_str());
-        Some(match method {
-            Some(method) => format!("config.json has \"{field}\" of \"{method}\""),
-            None => format!("config.json has \"{field}\""),
-        })
+    /// What shows that weights are quantised already.
+    pub(super) fn mark_of_quantisation(&self) -> Option<String> {
+        let of_tensor = |(name, info): (&String, &super::super::TensorInfo)| {
+            let what = if is_mark(name) { String::new() } else { format!(" is {} and", info.dtype) };
+            (is_mark(name) || is_narrow(info.dtype))
+                .then(|| format!("tensor \"{name}\"{what} is of a quantised weight"))
+        };
+        mark_of_config(self).or_else(|| self.tensors().iter().find_map(of_tensor))
     }
+}
+
+/// Refuses `checkpoint` for what `found` says; `is_readable` if its weights can be made floats again.
+pub(super) fn refusal(checkpoint: &Checkpoint, found: String, is_readable: bool) -> ArchiveError {
+    let way_out = match is_readable {
+        true => "make it dense by `pixel dequantize`, or start from the model in F16, BF16 or F32",
+        false => "start from the model in F16, BF16 or F32, or have the tool that made it write it dense",
+    };
+    ArchiveError::Quantised { path: checkpoint.root().to_owned(), found, way_out }
+}
+
+/// What the `config.json` beside the weights says of it.
+fn mark_of_config(checkpoint: &Checkpoint) -> Option<String> {
+    let config = ConfigFile::of(checkpoint)?;
+    let (field, value) = config.quantisation()?;
+    let method = ["quant_method", "format", "mode"].into_iter().find_map(|key| value.get(key)?.as_str());
+    Some(match method {
+        Some(method) => format!("config.json has \"{field}\" of \"{method}\""),
+        None => format!("config.json has \"{field}\""),
+    })
+}
+
+/// Whether a tensor of this name is a part of a quantised weight.
+pub(super) fn is_mark(name: &str) -> bool {
+    MARKS.iter().any(|mark| name.strip_suffix(mark).is_some_and(ends_a_part))
+}
+
+/// Whether floats of this type need a scale.
+pub(super) const fn is_narrow(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F8_E4M3FNUZ | Dtype::F8_E5M2FNUZ)
 }
 
 /// Whether a name is whole parts, and may go on.
