@@ -122,6 +122,5 @@ pub fn search_memory(plan: &Plan, fitter: &HybridFitter, threads: usize) -> u64 
     let bytes = |shape: Shape| fitter.peak_bytes(shape) + 4 * shape.num_weights() as u64;
     let mut bytes: Vec<u64> = shapes.map(bytes).collect();
     bytes.sort_unstable_by(|a, b| b.cmp(a));
-    let workers = num_workers(threads, bytes.len());
-    bytes.into_iter().take(workers).sum()
+    bytes.into_iter().take(num_workers(threads)).sum()
 }

@@ -15,7 +15,11 @@ use super::{
 use crate::error::{ConfigError, FormatError};
 use crate::matrix::{MatrixRef, Shape};
 use half::f16;
+use rayon::prelude::*;
 use std::ops::Range;
+
+/// Rows of one column that a thread codes at least: fewer take less time than to ask for another thread.
+const ROWS_A_TASK: usize = 2048;
 
 /// Shares of a group's range that the clip search tries.
 const CLIP_STEPS: u32 = 20;
@@ -234,6 +238,11 @@ impl Grid {
         for step in 0..CLIP_STEPS {
             let share = 1.0 - step as f32 / 32.0;
             let grid = Self::over(low * share, high * share, levels);
+            // At 8 bits, what clipping does to the largest value alone is nearly always too much.
+            let is_hopeless = [low, high].into_iter().any(|end| grid.squared_error(end, levels) >= best.0);
+            if is_hopeless {
+                continue;
+            }
             let error = grid.error(values, levels);
             if error < best.0 {
                 best = (error, grid);
@@ -245,10 +254,15 @@ impl Grid {
     fn error(self, values: &[f32], levels: u32) -> f32 {
         let mut sums = [0.0f32; 8];
         for (i, &value) in values.iter().enumerate() {
-            let difference = value - self.decode(self.encode(value, levels));
-            sums[i % 8] += difference * difference;
+            sums[i % 8] += self.squared_error(value, levels);
         }
         sums.iter().sum()
+    }
+
+    #[inline]
+    fn squared_error(self, value: f32, levels: u32) -> f32 {
+        let difference = value - self.decode(self.encode(value, levels));
+        difference * difference
     }
 
     #[inline]
@@ -284,8 +298,9 @@ impl Codec for UniformCodec {
 
     fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> WeightEncoder<'a> {
         let layout = self.layout_of(weight.shape());
-        let rows = weight.as_slice().chunks_exact(weight.shape().d_input());
-        let grids = rows.flat_map(|row| row.chunks(self.group)).map(|values| Grid::fit(values, (1 << self.bits) - 1));
+        let rows = weight.as_slice().par_chunks_exact(weight.shape().d_input());
+        let grids = rows.flat_map_iter(|row| row.chunks(self.group));
+        let grids = grids.map(|values| Grid::fit(values, (1 << self.bits) - 1));
         WeightEncoder::Blocks(Box::new(UniformEncoder {
             layout,
             codes: vec![0; layout.code_words()],
@@ -339,12 +354,14 @@ impl BlockEncoder for UniformEncoder {
     fn encode_block(&mut self, block: usize, values: &[f32], decoded: &mut [f32]) {
         let UniformLayout { bits, group, .. } = self.layout;
         let (row_words, groups) = (self.layout.row_words(), self.layout.num_groups());
-        for (row, (value, decoded)) in values.iter().zip(decoded).enumerate() {
-            let grid = self.grids[row * groups + block / group];
+        let rows = self.codes.par_chunks_exact_mut(row_words).zip(self.grids.par_chunks_exact(groups));
+        let values = values.par_iter().zip(decoded).zip(rows).with_min_len(ROWS_A_TASK);
+        values.for_each(|((value, decoded), (words, grids))| {
+            let grid = grids[block / group];
             let index = grid.encode(*value, (1 << bits) - 1);
-            write_bits(&mut self.codes[row * row_words..][..row_words], block * bits as usize, bits, index);
+            write_bits(words, block * bits as usize, bits, index);
             *decoded = grid.decode(index);
-        }
+        });
     }
 
     fn finish(self: Box<Self>) -> Codes {

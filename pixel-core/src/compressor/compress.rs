@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 /// How a run is carried out; none of it changes a byte of the result.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RunOptions {
-    /// Workers, each with one tensor at a time; 0 for one a processor.
+    /// Workers, each with one tensor at a time, and together on the last; 0 for one a processor.
     pub threads: usize,
     /// Replace an existing output, if PIXEL wrote it.
     pub overwrite: bool,

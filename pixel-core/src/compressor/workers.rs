@@ -8,7 +8,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Runs `work` on every item, one item at a time per worker, first to last; the first error stops the rest. There are
-/// `threads` workers, or one a processor if that is 0, but never more than items.
+/// `threads` workers, or one a processor if that is 0. They are a pool of rayon's, in which `work` runs: a worker for
+/// whom no item is left helps the others with what they do in parallel.
 ///
 /// Put large items first: then no thread is still busy with one at the end, and no more than one item a thread is in
 /// memory.
@@ -23,7 +24,7 @@ pub fn for_each_item<T: Sync>(
     progress: &dyn Progress,
     work: impl Fn(&T) -> Result<(), ArchiveError> + Sync,
 ) -> Result<(), ArchiveError> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_workers(threads, items.len())).build();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(num_workers(threads)).build();
     let pool = pool.map_err(|e| ArchiveError::io("start the workers that write", output)(std::io::Error::other(e)))?;
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let first_error = Mutex::new(None);

@@ -253,15 +253,20 @@ impl Plan {
 
     /// An upper estimate of the memory in bytes that compressing takes beyond the mapped input, with `threads` workers,
     /// or one for each processor if that is 0: for each, one f32 copy of a tensor, its codes, two column blocks and the
-    /// codec's tables, and what the fitter of low-rank parts reports.
+    /// codec's tables, and what the fitter of low-rank parts reports. Workers beyond the tensors help with one.
     pub fn peak_memory(&self, threads: usize) -> u64 {
-        let mut costs: Vec<u64> = self.items.iter().filter_map(|item| self.item_memory(item)).collect();
-        costs.sort_unstable_by(|a, b| b.cmp(a));
-        costs.into_iter().take(num_workers(threads, self.items.len())).sum()
+        let mut costs: Vec<(u64, u64)> = self.items.iter().filter_map(|item| self.item_memory(item)).collect();
+        costs.sort_unstable_by_key(|&(item, search)| std::cmp::Reverse(item + search));
+        let workers = num_workers(threads);
+        let search = costs.iter().map(|&(_, search)| search).max().unwrap_or(0);
+        let items = costs.iter().take(workers).map(|(item, _)| item).sum::<u64>();
+        // Searches stay with a weight until it is coded, whoever helped.
+        let searches = if workers > 1 { 2 * workers } else { 1 };
+        items + search * searches as u64
     }
 
-    /// What a worker holds for `item`; nothing if it is kept.
-    fn item_memory(&self, item: &PlanItem) -> Option<u64> {
+    /// What a worker holds for `item`, and what each thread that searches for its codes does; nothing if it is kept.
+    fn item_memory(&self, item: &PlanItem) -> Option<(u64, u64)> {
         let (spec, shape) = item.coding()?;
         let (width, search) = match spec.codec.build() {
             Ok(codec) => (codec.block_width(shape), codec.search_bytes(shape)),
@@ -273,7 +278,7 @@ impl Plan {
         let copies = if spec.protect > 0 { 3 } else { 1 };
         let fit = spec.low_rank.and(self.low_rank.as_ref()).map_or(0, |fitter| fitter.peak_bytes(shape));
         let weight = 4 * copies * item.num_weights();
-        Some(weight + fit + item.stored_bytes + blocks + search as u64 + feedback + OTHER_BYTES)
+        Some((weight + fit + item.stored_bytes + blocks + feedback + OTHER_BYTES, search as u64))
     }
 }
 
@@ -281,11 +286,9 @@ impl Plan {
 /// strings.
 const OTHER_BYTES: u64 = 4 << 20;
 
-/// The number of workers for `threads` requested and `items` items: one for each processor if it is 0, never more than
-/// items, and at least one.
-pub fn num_workers(threads: usize, items: usize) -> usize {
-    let threads = if threads == 0 { rayon::current_num_threads() } else { threads };
-    threads.min(items).max(1)
+/// The number of workers for `threads` requested: one for each processor if it is 0, a thousand at most.
+pub fn num_workers(threads: usize) -> usize {
+    if threads == 0 { rayon::current_num_threads() } else { threads.min(1000) }
 }
 
 /// The plan for one tensor, and what of the recipe's wishes it is too small for.

@@ -295,7 +295,7 @@ impl Args {
             plan,
             samples: &sample_errors(&inputs.checkpoint, plan, DRY_RUN_SAMPLES)?,
             peak_memory: plan.peak_memory(self.run.threads).max(search),
-            workers: num_workers(self.run.threads, plan.items().len()),
+            workers: num_workers(self.run.threads),
         };
         dry_run.print(&self.run);
         Ok(())

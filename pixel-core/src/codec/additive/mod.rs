@@ -48,6 +48,7 @@ use super::{
 };
 use crate::error::{ConfigError, FormatError};
 use crate::matrix::{MatrixRef, Shape};
+use rayon::prelude::*;
 use search::{MAX_BEAM, Search};
 
 /// Weights in a group.
@@ -177,6 +178,9 @@ impl Codec for AdditiveCodec {
     }
 }
 
+/// Rows of one group that a thread searches at least.
+const ROWS_A_TASK: usize = 32;
+
 /// Writes each group's codes in their place.
 struct Encoder<'a> {
     codec: &'a AdditiveCodec,
@@ -194,10 +198,13 @@ impl BlockEncoder for Encoder<'_> {
         let search = if is_edge { &self.edge } else { &self.codec.search };
         let (groups, _) = values.as_chunks::<GROUP>();
         let (decoded, _) = decoded.as_chunks_mut::<GROUP>();
-        for (row, (group, decoded)) in groups.iter().zip(decoded).enumerate() {
+        let found = groups.par_iter().with_min_len(ROWS_A_TASK).zip(decoded).map(|(group, decoded)| {
             let codes = search.encode(group);
-            rows.write(&mut self.words, row, block, codes);
             *decoded = decode_group(codes, patterns);
+            codes
+        });
+        for (row, codes) in found.collect::<Vec<u32>>().into_iter().enumerate() {
+            rows.write(&mut self.words, row, block, codes);
         }
     }
 

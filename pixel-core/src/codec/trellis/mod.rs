@@ -36,7 +36,8 @@ use crate::matrix::{MatrixRef, Shape, TileGrid, TileShape};
 use coarse::{BATCH, CoarseSearch, CoarseTables, MAX_BEAM};
 pub use layout::TrellisLayout;
 use patterns::{Hash, Step};
-use std::sync::OnceLock;
+use rayon::prelude::*;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use viterbi::{Engine, Search, Tables};
 
 /// Weights in a tile.
@@ -159,6 +160,16 @@ impl TrellisCodec {
     fn layout_of(&self, shape: Shape) -> TrellisLayout {
         TrellisLayout { grid: tile_grid(shape), hash: self.hash, step: self.step, window: self.window }
     }
+
+    fn search(&self) -> TileSearch<'_> {
+        if self.beam == 0 {
+            let tables = self.tables.get_or_init(|| Tables::new(self.hash, self.step, self.window));
+            TileSearch::Exhaustive(Search::new(tables, Engine::new(tables, self.simd), TILE_LEN))
+        } else {
+            let tables = self.coarse.get_or_init(|| CoarseTables::new(self.hash, self.step, self.window));
+            TileSearch::Coarse(CoarseSearch::new(tables, self.simd, self.beam))
+        }
+    }
 }
 
 impl Codec for TrellisCodec {
@@ -186,19 +197,8 @@ impl Codec for TrellisCodec {
 
     fn encoder<'a>(&'a self, weight: MatrixRef<'_>) -> WeightEncoder<'a> {
         let grid = tile_grid(weight.shape());
-        let search = if self.beam == 0 {
-            let tables = self.tables.get_or_init(|| Tables::new(self.hash, self.step, self.window));
-            TileSearch::Exhaustive(Search::new(tables, Engine::new(tables, self.simd), TILE_LEN))
-        } else {
-            let tables = self.coarse.get_or_init(|| CoarseTables::new(self.hash, self.step, self.window));
-            TileSearch::Coarse(CoarseSearch::new(tables, self.simd, self.beam))
-        };
-        WeightEncoder::Blocks(Box::new(TrellisEncoder {
-            codec: self,
-            grid,
-            search,
-            words: vec![0; grid.num_tiles() * self.step.tile_words()],
-        }))
+        let words = vec![0; grid.num_tiles() * self.step.tile_words()];
+        WeightEncoder::Blocks(Box::new(TrellisEncoder { codec: self, grid, idle: Mutex::default(), words }))
     }
 
     fn decode_weight(&self, shape: Shape, codes: &Codes, row: usize, col: usize) -> f32 {
@@ -262,9 +262,30 @@ impl TileSearch<'_> {
 struct TrellisEncoder<'a> {
     codec: &'a TrellisCodec,
     grid: TileGrid,
-    search: TileSearch<'a>,
+    /// Searches that no thread uses at the moment.
+    idle: Mutex<Vec<TileSearch<'a>>>,
     /// `[tile_rows, tile_cols, tile_words]`.
     words: Vec<u32>,
+}
+
+impl TrellisEncoder<'_> {
+    /// Finds the chunks of all tiles of a block, on all threads of rayon's pool.
+    fn search(&self, values: &[f32]) -> Vec<[u8; TILE_LEN]> {
+        let mut chunks = vec![[0; TILE_LEN]; self.grid.tile_rows()];
+        chunks.par_chunks_mut(BATCH).enumerate().for_each(|(batch, chunks)| {
+            let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tiles = [[0.0; TILE_LEN]; BATCH];
+            let tiles = &mut tiles[..chunks.len()];
+            for (i, tile) in tiles.iter_mut().enumerate() {
+                self.grid.read_from_block(values, batch * BATCH + i, tile);
+            }
+            let found = idle().pop();
+            let mut search = found.unwrap_or_else(|| self.codec.search());
+            search.run(tiles, chunks);
+            idle().push(search);
+        });
+        chunks
+    }
 }
 
 impl BlockEncoder for TrellisEncoder<'_> {
@@ -272,23 +293,14 @@ impl BlockEncoder for TrellisEncoder<'_> {
         let (step, tile_words) = (self.codec.step, self.codec.step.tile_words());
         let (k, steps) = (step.bits as usize, TILE_LEN / step.weights);
         let (layout, unit) = (self.codec.layout_of(self.grid.shape), self.codec.hash.unit());
-        let mut tiles = [[0.0; TILE_LEN]; BATCH];
-        let mut chunks = [[0; TILE_LEN]; BATCH];
-        for first in (0..self.grid.tile_rows()).step_by(BATCH) {
-            let tiles = &mut tiles[..BATCH.min(self.grid.tile_rows() - first)];
-            for (i, tile) in tiles.iter_mut().enumerate() {
-                self.grid.read_from_block(values, first + i, tile);
+        let mut tile = [0.0; TILE_LEN];
+        for (tile_row, chunks) in self.search(values).iter().enumerate() {
+            let words = &mut self.words[(tile_row * self.grid.tile_cols() + block) * tile_words..][..tile_words];
+            for (i, &chunk) in chunks[..steps].iter().rev().enumerate() {
+                super::write_bits(words, i * k, k as u32, chunk.into());
             }
-            self.search.run(tiles, &mut chunks);
-            for (i, (tile, chunks)) in tiles.iter_mut().zip(&chunks).enumerate() {
-                let tile_row = first + i;
-                let words = &mut self.words[(tile_row * self.grid.tile_cols() + block) * tile_words..][..tile_words];
-                for (i, &chunk) in chunks[..steps].iter().rev().enumerate() {
-                    super::write_bits(words, i * k, k as u32, chunk.into());
-                }
-                layout.decode_tile(words, unit, tile);
-                self.grid.write_to_block(tile, tile_row, decoded);
-            }
+            layout.decode_tile(words, unit, &mut tile);
+            self.grid.write_to_block(&tile, tile_row, decoded);
         }
     }
 

@@ -17,6 +17,7 @@ use crate::codec::RowFeedback;
 use crate::codec::nibble::{EIGHT, NibbleLayout, PATTERNS};
 use crate::math::linalg::add_product;
 use crate::math::simd::{Simd, for_every_level};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Columns of a block.
@@ -31,6 +32,10 @@ const OPEN: usize = 16;
 
 /// Rows that go on together, so that what was settled is fed back to all of them in one product.
 const ROWS: usize = 32;
+
+/// Times [`ROWS`] rows whose results are held at a time, for each thread that searches, and for all of them.
+const TASKS_A_THREAD: usize = 2;
+const MOST_TASKS: usize = 16;
 
 /// Targets beyond this many standard deviations are cut off: sums of patterns do not reach that far.
 const LARGEST: f32 = 6.0;
@@ -66,6 +71,13 @@ struct Row {
     family_of: Vec<u16>,
     /// The targets of the columns that came into reach in the last block.
     incoming: [i16; REACH],
+}
+
+/// What was found for a row.
+struct FoundRow {
+    codes: Vec<u8>,
+    /// What they decode to, `[d_input]`.
+    decoded: Vec<f32>,
 }
 
 /// Paths that have the same codes up to the block before the last.
@@ -188,30 +200,45 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Hands `sink` the place, the codes and what they decode to of each row of `weights`, `[rows, d_input]`.
+    /// Hands `sink` the place, the codes and what they decode to of each row of `weights`, `[rows, d_input]`. Groups of
+    /// rows are searched on all threads of rayon's pool.
     pub(super) fn encode(&self, weights: &[f32], mut sink: impl FnMut(usize, &[u8], &[f32])) {
         let n = self.layout.shape.d_input();
         let together = if self.feedback.is_some() { ROWS } else { 1 };
-        let mut work = Workspace::new(self.width);
-        let mut rows: Vec<Row> = (0..together.min(weights.len() / n)).map(|_| Row::new(self.width)).collect();
-        let (mut decoded, mut rest) = (vec![0.0; n], Vec::new());
-        for (group, weights) in weights.chunks(together * n).enumerate() {
-            let rows = &mut rows[..weights.len() / n];
-            let mut targets = weights.to_vec();
-            for (block, steps) in self.blocks.iter().enumerate() {
-                self.settle(block, rows, &mut targets);
-                for (row, targets) in rows.iter_mut().zip(targets.chunks_exact(n)) {
-                    self.advance(block, steps, row, targets, &mut work);
-                }
-            }
-            for (index, row) in rows.iter_mut().enumerate() {
-                row.paths.trace(row.paths.best(), usize::MAX, &mut rest);
-                row.codes.append(&mut rest);
-                decoded.fill(0.0);
-                self.add_patterns(0, &row.codes, 0, &mut decoded);
-                sink(group * together + index, &row.codes, &decoded);
+        let at_once = (TASKS_A_THREAD * rayon::current_num_threads()).min(MOST_TASKS) * ROWS;
+        let state = || (Workspace::new(self.width), (0..together).map(|_| Row::new(self.width)).collect::<Vec<_>>());
+        for (first, weights) in weights.chunks(at_once * n).enumerate() {
+            let found = weights.par_chunks(ROWS * n).map_init(state, |(work, rows), weights| {
+                let groups = weights.chunks(together * n);
+                groups.flat_map(|weights| self.encode_group(weights, rows, work)).collect::<Vec<FoundRow>>()
+            });
+            let found: Vec<Vec<FoundRow>> = found.collect();
+            for (row, FoundRow { codes, decoded }) in (first * at_once..).zip(found.iter().flatten()) {
+                sink(row, codes, decoded);
             }
         }
+    }
+
+    /// Searches the rows of `weights`, which go on together, with as many of `rows`.
+    fn encode_group(&self, weights: &[f32], rows: &mut [Row], work: &mut Workspace) -> Vec<FoundRow> {
+        let n = self.layout.shape.d_input();
+        let rows = &mut rows[..weights.len() / n];
+        let mut targets = weights.to_vec();
+        for (block, steps) in self.blocks.iter().enumerate() {
+            self.settle(block, rows, &mut targets);
+            for (row, targets) in rows.iter_mut().zip(targets.chunks_exact(n)) {
+                self.advance(block, steps, row, targets, work);
+            }
+        }
+        let finish = |row: &mut Row| {
+            let (mut rest, mut decoded) = (Vec::new(), vec![0.0; n]);
+            row.paths.trace(row.paths.best(), usize::MAX, &mut rest);
+            let mut codes = std::mem::take(&mut row.codes);
+            codes.append(&mut rest);
+            self.add_patterns(0, &codes, 0, &mut decoded);
+            FoundRow { codes, decoded }
+        };
+        rows.iter_mut().map(finish).collect()
     }
 
     /// Before block `block`: closes the oldest block if as many are open as may be, and feeds its residuals back.
@@ -352,10 +379,14 @@ for_every_level! {
     }
 }
 
-/// An upper estimate of the bytes that searching a weight takes: the steps and the paths of the rows that go on
-/// together.
+/// An upper estimate of the bytes that searching a weight takes a thread: the steps and the paths of the rows that go
+/// on together, and what was found for rows.
 pub(super) fn peak_bytes(layout: &NibbleLayout, width: Width) -> usize {
     let nibbles = layout.per_eight * BLOCK / EIGHT;
     let step = size_of::<Step>() + 4 * size_of::<Lanes>();
-    layout.fields() * step + ROWS * width.path_bytes(OPEN_WITH_FEEDBACK * nibbles) + width.path_bytes(OPEN * nibbles)
+    let found = (TASKS_A_THREAD * ROWS).min(layout.shape.d_output()) * (4 * layout.shape.d_input() + layout.fields());
+    found
+        + layout.fields() * step
+        + ROWS * width.path_bytes(OPEN_WITH_FEEDBACK * nibbles)
+        + width.path_bytes(OPEN * nibbles)
 }
