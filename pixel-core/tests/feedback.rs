@@ -45,7 +45,7 @@ fn loss(moments: &Moments, weight: &Matrix, packed: &PackedWeight) -> ErrorSums 
 
 /// `codec` with feedback in backward order and no damping.
 fn backward(codec: &CodecSpec) -> CodingSpec {
-    let options = FeedbackOptions { damping: 0.0, order: BlockOrder::Backward };
+    let options = FeedbackOptions { damping: Some(0.0), order: BlockOrder::Backward };
     CodingSpec::new(codec.clone()).with_feedback(Some(options))
 }
 
@@ -229,7 +229,7 @@ fn moments_that_are_singular_are_damped_until_they_are_not() {
     let n = 24;
     let moments = Moments::of_inputs(n, &vec![1.0; n]);
     let weight = matrix(16, n, 1);
-    let options = FeedbackOptions { damping: 0.0, ..Default::default() };
+    let options = FeedbackOptions { damping: Some(0.0), ..Default::default() };
     let spec = CodingSpec::new("trellis:2:window=10".parse().unwrap()).with_feedback(Some(options));
     let rotated = spec.clone().with_rotation(Some(1));
     let (_, outcome) = encode(&weight, &rotated, moments);

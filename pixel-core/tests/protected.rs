@@ -13,7 +13,8 @@ use pixel_core::math::metrics::{ErrorSums, relative_error};
 use pixel_core::plan::{Plan, Recipe};
 use pixel_core::synthesis::{KernelForm, reference};
 use pixel_core::{
-    CodecSpec, CodingSpec, Encoder, Matrix, Moments, PackedHeader, PackedWeight, PreparedInputs, Shape, compress_weight,
+    CodecSpec, CodingSpec, Encoder, FeedbackOptions, Matrix, Moments, PackedHeader, PackedWeight, PreparedInputs,
+    Shape, compress_weight,
 };
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -207,7 +208,9 @@ fn errors_under_a_protected_column_cost_nothing_in_the_feedback() {
     };
     for (text, rotation) in [("trellis:2:window=8", None), ("trellis:2:window=8", Some(3)), ("uniform:2", Some(3))] {
         let run = |power, protect| {
-            encode(&matrix(48, n, 6), &protecting(text, protect).with_rotation(rotation), inputs(power))
+            let known = FeedbackOptions { damping: Some(0.01), ..Default::default() };
+            let spec = protecting(text, protect).with_rotation(rotation).with_feedback(Some(known));
+            encode(&matrix(48, n, 6), &spec, inputs(power))
         };
         let loss = |outcome: pixel_core::Outcome| outcome.output.unwrap().sums.error;
         let ((packed, protected), (_, unprotected)) = (run(50.0, 1), run(50.0, 0));

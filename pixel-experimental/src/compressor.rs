@@ -164,9 +164,7 @@ impl SVDHybridCompressor {
         if let RateChoice::Error(error) = self.rate {
             ConfigError::range("pattern_error_threshold", error, NumberRange::above(0.0, f64::INFINITY))?;
         }
-        if let Some(feedback) = self.feedback {
-            ConfigError::range("damping", feedback.damping, 0.0..=1.0)?;
-        }
+        self.feedback.map_or(Ok(()), |feedback| feedback.check())?;
         self.codec.build().map(|_| ())
     }
 

@@ -16,8 +16,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// Added to the diagonal, as by default.
-const DAMPING: f64 = FeedbackOptions::DEFAULT.damping;
+/// Added to the diagonal, in units of its mean: the inputs' moments are known.
+const DAMPING: f64 = 0.01;
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -44,7 +44,8 @@ fn main() -> anyhow::Result<()> {
             let moments = moments(width, decay)?;
             let weight = gaussian(args.rows, width, 1);
             let plain = CodingSpec::new(args.codec.clone()).with_rotation(None).with_feedback(None);
-            let fed = plain.clone().with_feedback(Some(FeedbackOptions::DEFAULT));
+            let fed =
+                plain.clone().with_feedback(Some(FeedbackOptions { damping: Some(DAMPING), ..Default::default() }));
             let encode = |spec: &CodingSpec| -> anyhow::Result<_> {
                 let (_, outcome) = Encoder::new(spec).with_moments(moments.clone()).encode(weight.clone())?;
                 let output = outcome.output.expect("moments were given");

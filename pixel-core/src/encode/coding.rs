@@ -25,7 +25,7 @@ pub(super) fn code(conditioned: &Conditioned, codec: &dyn Codec, inputs: Option<
             WeightEncoder::Blocks(encoder) => blocks(conditioned, codec.block_width(weight.shape()), encoder),
             WeightEncoder::Rows(encoder) => rows(conditioned, encoder),
         };
-        return Coded { codes, fits: Fits { plain: fits, outputs: None }, damping: None };
+        return Coded { codes, fits: Fits::of_weights(fits), damping: None };
     };
     let (Encoded { codes, decoded }, damping) = match codec.encoder(weight) {
         WeightEncoder::Blocks(encoder) => {
@@ -43,8 +43,9 @@ pub(super) fn code(conditioned: &Conditioned, codec: &dyn Codec, inputs: Option<
             (Encoded { codes, decoded }, factored.damping)
         }
     };
+    let added = damping.share * inputs.moments().mean_diagonal();
     let (plain, outputs) = fits_of(weight, decoded.as_ref(), inputs.moments());
-    Coded { codes, fits: Fits { plain, outputs: Some(outputs) }, damping: Some(damping) }
+    Coded { codes, fits: Fits { plain, outputs: Some(outputs), added }, damping: Some(damping) }
 }
 
 /// Codes all rows and sums up the error of each.

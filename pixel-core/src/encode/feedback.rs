@@ -15,11 +15,15 @@
 
 use super::moments::Moments;
 use crate::codec::{BlockEncoder, Codes};
+use crate::error::ConfigError;
 use crate::math::linalg::{add_product, cholesky};
 use crate::matrix::{Matrix, MatrixRef, Shape};
 
 /// Columns whose errors are gathered before the columns beyond them are updated.
 const GATHERED: usize = 128;
+
+/// The damping of moments that leave nothing open, in units of the mean diagonal.
+const LEAST_DAMPING: f64 = 0.01;
 
 /// Damping is doubled at most this often: from 10⁻⁶ of the mean diagonal on, that is far above any of `H`'s entries.
 const MAX_DOUBLINGS: u32 = 40;
@@ -27,15 +31,24 @@ const MAX_DOUBLINGS: u32 = 40;
 /// How error feedback is done.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FeedbackOptions {
-    /// What is added to the diagonal of `H`, in units of its mean. Default: 0.01.
-    pub damping: f64,
+    /// What is added to the diagonal of `H`, in units of its mean. Default: `None`, the power that the moments
+    /// [do not show](Moments::unseen_power), and a hundredth at least.
+    pub damping: Option<f64>,
     /// The order in which blocks are coded. Default: [`BlockOrder::Automatic`].
     pub order: BlockOrder,
 }
 
 impl FeedbackOptions {
     /// The defaults.
-    pub const DEFAULT: Self = Self { damping: 0.01, order: BlockOrder::Automatic };
+    pub const DEFAULT: Self = Self { damping: None, order: BlockOrder::Automatic };
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// [`ConfigError::Range`] for a damping that is negative or above a thousand.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.damping.map_or(Ok(()), |damping| ConfigError::range("damping", damping, 0.0..=1000.0))
+    }
 }
 
 impl Default for FeedbackOptions {
@@ -185,8 +198,9 @@ impl Feedback {
 
 /// The Cholesky factor of `moments`, `[n, n]` with `columns` by place, with `damping` times the mean diagonal added, or
 /// as often doubled as it takes.
-pub(super) fn factorise(moments: &Moments, columns: &[usize], damping: f64) -> (Vec<f64>, Damping) {
-    let (n, mut damping) = (columns.len(), Damping { share: damping, retries: 0 });
+pub(super) fn factorise(moments: &Moments, columns: &[usize], damping: Option<f64>) -> (Vec<f64>, Damping) {
+    let share = damping.unwrap_or_else(|| default_share(moments));
+    let (n, mut damping) = (columns.len(), Damping { share, retries: 0 });
     loop {
         match cholesky(damped(moments, columns, damping.share), n) {
             Some(factor) => return (factor, damping),
@@ -196,6 +210,12 @@ pub(super) fn factorise(moments: &Moments, columns: &[usize], damping: f64) -> (
             }
         }
     }
+}
+
+/// The damping where none is asked for, in units of the mean diagonal.
+fn default_share(moments: &Moments) -> f64 {
+    let mean = moments.mean_diagonal();
+    if mean > 0.0 { (moments.unseen_power() / mean).max(LEAST_DAMPING) } else { LEAST_DAMPING }
 }
 
 fn block_ranges(n: usize, order: &[usize], width: usize) -> Vec<std::ops::Range<usize>> {

@@ -12,6 +12,7 @@
 mod coding;
 mod condition;
 mod encoder;
+mod evidence;
 mod feedback;
 mod inputs;
 mod low_rank;
@@ -23,6 +24,7 @@ mod spec;
 
 pub use condition::{Conditioned, Extracted, condition};
 pub use encoder::{Encoder, Outcome, OutputError, compress_weight};
+pub use evidence::Evidence;
 pub use feedback::{BlockOrder, Damping, Feedback, FeedbackOptions};
 pub use inputs::PreparedInputs;
 pub use low_rank::{FACTOR_GROUP, FactorStorage, LowRank, LowRankFactors, LowRankSpec};

@@ -1,5 +1,6 @@
 //! Second moments of a layer's inputs: how an error of the weight changes its outputs.
 
+use super::evidence::Evidence;
 use crate::math::linalg::add_product;
 use crate::math::metrics::ErrorSums;
 use crate::math::rotation::Rotation;
@@ -11,6 +12,8 @@ pub struct Moments {
     d_input: usize,
     /// Row-major, both triangles.
     values: Vec<f64>,
+    /// What an input yet to come is expected to add along an axis; 0 if that is not known.
+    unseen_power: f64,
 }
 
 impl Moments {
@@ -19,7 +22,7 @@ impl Moments {
     pub fn identity(d_input: usize) -> Self {
         let mut values = vec![0.0; d_input * d_input];
         values.iter_mut().step_by(d_input + 1).for_each(|value| *value = 1.0);
-        Self { d_input, values }
+        Self { d_input, values, unseen_power: 0.0 }
     }
 
     /// From the lower triangle, row after row: `h00, h10, h11, h20 …`, `[n·(n+1)/2]`.
@@ -36,7 +39,7 @@ impl Moments {
                 values[j * d_input + i] = value;
             }
         }
-        Self { d_input, values }
+        Self { d_input, values, unseen_power: 0.0 }
     }
 
     /// From the inputs themselves, `[samples, d_input]` row-major: `Σ x·xᵀ / samples`.
@@ -54,7 +57,20 @@ impl Moments {
         let mut values = vec![0.0; d_input * d_input];
         let shape = [d_input, samples, d_input];
         add_product((&mut values, d_input), (&transposed, samples), (&wide, d_input), shape);
-        Self { d_input, values }
+        Self { d_input, values, unseen_power: 0.0 }.with_evidence(&Evidence::of_inputs(d_input, inputs))
+    }
+
+    /// The same moments with the [power that they do not show](Self::unseen_power), by the `evidence` of the inputs that
+    /// they were summed from.
+    pub fn with_evidence(mut self, evidence: &Evidence) -> Self {
+        self.unseen_power = evidence.unseen_power(&self);
+        self
+    }
+
+    /// The power that an input yet to come is expected to have along an axis beyond what the moments show, in the units
+    /// of their diagonal; 0 if that is not known. Error feedback adds it to the diagonal.
+    pub const fn unseen_power(&self) -> f64 {
+        self.unseen_power
     }
 
     /// The width of the inputs.
@@ -69,7 +85,17 @@ impl Moments {
 
     /// The mean power of an input.
     pub fn mean_diagonal(&self) -> f64 {
-        (0..self.d_input).map(|i| self.at(i, i)).sum::<f64>() / self.d_input as f64
+        self.trace() / self.d_input as f64
+    }
+
+    /// `tr H`, the power of all inputs.
+    pub(super) fn trace(&self) -> f64 {
+        (0..self.d_input).map(|i| self.at(i, i)).sum()
+    }
+
+    /// `Σ H_ij²`.
+    pub(super) fn squared_norm(&self) -> f64 {
+        self.values.iter().map(|value| value * value).sum()
     }
 
     /// `Qᵀ·H·Q`: the moments of rotated inputs.
@@ -87,13 +113,18 @@ impl Moments {
         self
     }
 
-    /// Sets the moments of the inputs `columns` to zero: errors there cost nothing.
+    /// Sets the moments of the inputs `columns` to zero: errors there cost nothing. The power that is not shown shrinks
+    /// with the power of all inputs.
     pub fn without(mut self, columns: &[u32]) -> Self {
+        let before = self.trace();
         for &column in columns {
             for i in 0..self.d_input {
                 self.values[i * self.d_input + column as usize] = 0.0;
                 self.values[column as usize * self.d_input + i] = 0.0;
             }
+        }
+        if before > 0.0 {
+            self.unseen_power *= self.trace() / before;
         }
         self
     }
@@ -171,5 +202,8 @@ mod tests {
     fn forgotten_inputs_cost_nothing() {
         let h = Moments::of_inputs(2, &[1.0, 2.0]).without(&[1]);
         assert_eq!(h.values, [1.0, 0.0, 0.0, 0.0]);
+        let (whole, part) = (Moments::of_inputs(2, &[1.0, 0.0, 0.0, 3.0]), 0.1);
+        let left = whole.clone().without(&[1]).unseen_power();
+        assert_abs_diff_eq!(left, part * whole.unseen_power(), epsilon = 1e-12);
     }
 }

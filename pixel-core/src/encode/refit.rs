@@ -8,15 +8,28 @@ use half::f16;
 pub(super) struct Fits {
     /// The weights of the rows.
     pub(super) plain: Vec<RowFit>,
-    /// The outputs of the rows, where errors were fed back: the row scales are then fitted to these.
+    /// The outputs of the rows, where errors were fed back.
     pub(super) outputs: Option<Vec<RowFit>>,
+    /// What damping added to the power of each input.
+    pub(super) added: f64,
 }
 
 impl Fits {
-    /// The row scales that fit best.
+    /// Those of a weight of whose inputs nothing is known.
+    pub(super) const fn of_weights(plain: Vec<RowFit>) -> Self {
+        Self { plain, outputs: None, added: 0.0 }
+    }
+
+    /// The row scales that fit best: the weights, or, where errors were fed back, the outputs under the damped moments.
     pub(super) fn refit(&self, conditioned: &Conditioned) -> Vec<f16> {
-        let fits = self.outputs.as_ref().unwrap_or(&self.plain);
-        conditioned.row_scales.iter().zip(fits).map(|(scale, fit)| fit.refit(*scale)).collect()
+        let scales = conditioned.row_scales.iter();
+        match &self.outputs {
+            None => scales.zip(&self.plain).map(|(scale, fit)| fit.refit(*scale)).collect(),
+            Some(outputs) => {
+                let damped = outputs.iter().zip(&self.plain).map(|(fit, plain)| fit.plus(plain, self.added));
+                scales.zip(damped).map(|(scale, fit)| fit.refit(*scale)).collect()
+            }
+        }
     }
 
     /// Power and error of the weight under `scales`, in units of the source. Rows too small for a scale lose all their
@@ -61,6 +74,11 @@ impl RowFit {
             self.vd += v * d;
             self.dd += d * d;
         }
+    }
+
+    /// The fit under moments to whose diagonal `added` is added, `plain` being the fit under the identity.
+    fn plus(&self, plain: &Self, added: f64) -> Self {
+        Self { vv: self.vv + added * plain.vv, vd: self.vd + added * plain.vd, dd: self.dd + added * plain.dd }
     }
 
     /// The scale for which `‖scale·v − new·d‖²` is least, in F16; `scale` itself where no other is better.

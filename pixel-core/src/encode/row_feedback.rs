@@ -85,7 +85,7 @@ mod tests {
     fn residuals_are_what_the_loss_is_made_of() {
         for n in [1, 2, 7, 64, 65, 150] {
             let moments = Moments::of_inputs(n, &inputs(n, 2 * n + 3));
-            let options = FeedbackOptions { damping: 0.0, ..FeedbackOptions::DEFAULT };
+            let options = FeedbackOptions { damping: Some(0.0), ..FeedbackOptions::DEFAULT };
             let FactoredRows { feedback, damping } = FactoredRows::new(&moments, options);
             assert_eq!(damping.retries, 0);
             let residuals: Vec<f64> = (0..n).map(|i| (split_mix(5, i as u64) >> 40) as f64 / 1e7 - 0.8).collect();
@@ -96,7 +96,7 @@ mod tests {
             let loss: f64 = (0..n).map(|i| errors[i] * product(i)).sum();
             // D_j: the squared diagonal of the Cholesky factor.
             let columns: Vec<usize> = (0..n).rev().collect();
-            let (factor, _) = factorise(&moments, &columns, 0.0);
+            let (factor, _) = factorise(&moments, &columns, Some(0.0));
             let weight = |j: usize| factor[(n - 1 - j) * n + n - 1 - j].powi(2);
             let sum: f64 = (0..n).map(|j| weight(j) * residuals[j].powi(2)).sum();
             assert_abs_diff_eq!(loss, sum, epsilon = 1e-5 * sum);

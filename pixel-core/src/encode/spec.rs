@@ -80,10 +80,10 @@ impl CodingSpec {
     ///
     /// # Errors
     /// [`ConfigError`] if the codec cannot be built, every column is to be protected, the rank exceeds the shorter
-    /// side, or the damping of feedback is outside 0 to 1.
+    /// side, or the options of feedback are out of range.
     pub fn check(&self, shape: Shape) -> Result<(), ConfigError> {
         if let Some(feedback) = self.feedback {
-            ConfigError::range("damping", feedback.damping, 0.0..=1.0)?;
+            feedback.check()?;
         }
         self.streams(shape).map(|_| ())
     }
@@ -128,12 +128,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_damping_that_is_no_share_is_refused_by_value() {
-        for damping in [f64::NAN, -0.1, 2.0] {
-            let feedback = FeedbackOptions { damping, ..FeedbackOptions::DEFAULT };
+    fn a_damping_out_of_range_is_refused_by_value() {
+        for damping in [f64::NAN, -0.1, 1001.0] {
+            let feedback = FeedbackOptions { damping: Some(damping), ..FeedbackOptions::DEFAULT };
             let spec = CodingSpec::new(CodecSpec::new("uniform", 4.0)).with_feedback(Some(feedback));
             let message = spec.check(Shape::new(8, 8).unwrap()).unwrap_err().to_string();
-            assert!(message.contains(&format!("damping = {damping} is outside 0 to 1")), "{message}");
+            assert!(message.contains(&format!("damping = {damping} is outside 0 to 1000")), "{message}");
         }
     }
 }

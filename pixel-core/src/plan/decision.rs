@@ -78,7 +78,7 @@ impl CompiledRecipe {
             recipe,
         };
         let recipe = &compiled.recipe;
-        ConfigError::range("damping", recipe.damping, 0.0..=1.0)?;
+        FeedbackOptions { damping: recipe.damping, ..FeedbackOptions::DEFAULT }.check()?;
         for class in Class::ALL {
             compiled.resolve(class, None)?;
         }

@@ -26,7 +26,7 @@
 //! ```
 
 use super::decision::CompiledRecipe;
-use crate::encode::{FactorStorage, FeedbackOptions};
+use crate::encode::FactorStorage;
 use crate::error::ConfigError;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -106,8 +106,10 @@ pub struct Recipe {
     pub seed: u64,
     /// Matrices of fewer weights are kept, unless a rule names them.
     pub min_weights: usize,
-    /// What error feedback adds to the diagonal of the inputs' second moments, in units of its mean.
-    pub damping: f64,
+    /// What error feedback adds to the diagonal of the inputs' second moments, in units of its mean; if absent, what the
+    /// calibration's amount of text asks for (see [`FeedbackOptions::damping`](crate::encode::FeedbackOptions)).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damping: Option<f64>,
     /// Regular expressions of which one has to match the name of every tensor that is compressed, whatever rules say;
     /// all names are meant if there are none. What one matches is never kept for being small.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -138,7 +140,7 @@ impl Default for Recipe {
         Self {
             seed: 0,
             min_weights: MIN_WEIGHTS,
-            damping: FeedbackOptions::default().damping,
+            damping: None,
             include: Vec::new(),
             exclude: Vec::new(),
             embeddings_match: None,
@@ -194,7 +196,7 @@ mod tests {
             error("[[rule]]\nmatch = 'x'\nbits = 3.3").contains("rule 1, match 'x': codec lapped has no rate of 3.3")
         );
         assert!(error("[default]\ncodec = 'uniform'\nbits = 7").contains("no rate of 7"));
-        assert!(error("damping = 2.0").contains("damping = 2 is outside 0 to 1"));
+        assert!(error("damping = 2000.0").contains("damping = 2000 is outside 0 to 1000"));
         assert!(error("include = ['(']").contains("include 1, expression '('"));
         assert!(error("[[rule]]\nbits = 2").contains("missing field `match`"));
         assert!(error("[[rule]]\nmatch = 3\nbits = 2").contains("match: invalid type: integer"));

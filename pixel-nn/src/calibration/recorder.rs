@@ -180,14 +180,18 @@ pub(super) fn add_moments(
     inputs: Tensor<2>,
     weights: Option<Tensor<2>>,
 ) -> Result<(), LayerError> {
-    let [tokens, _] = inputs.dims();
     let means = read(inputs.clone().sum_dim(0))?;
+    let powers = inputs.clone().square().sum_dim(1);
+    let powers = read(match &weights {
+        None => powers,
+        Some(weights) => powers * weights.clone(),
+    })?;
     let left = match weights {
         None => inputs.clone(),
         Some(weights) => inputs.clone() * weights,
     };
     let products = read(left.transpose().matmul(inputs))?;
-    sums.add_products(&products, &means, tokens as u64);
+    sums.add_products(&products, &means, &powers);
     Ok(())
 }
 

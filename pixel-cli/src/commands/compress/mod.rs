@@ -81,7 +81,7 @@ pub(crate) struct Args {
     /// What the layers read, from `pixel calibrate`: errors are fed back so that the layers' outputs change least
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
-    /// Damping of error feedback, in units of the mean power of the inputs
+    /// Damping of error feedback, in units of the mean power of the inputs: by the amount of text if absent
     #[arg(long, requires = "calibration")]
     damping: Option<f64>,
     /// Choose a rate for each layer so that this many bits a weight are stored on average, all counted

@@ -17,7 +17,7 @@ impl Args {
             recipe.embeddings = embeddings(how, &recipe.layers)?;
         }
         recipe.seed = self.seed.unwrap_or(recipe.seed);
-        recipe.damping = self.damping.unwrap_or(recipe.damping);
+        recipe.damping = self.damping.or(recipe.damping);
         if !self.include.is_empty() {
             recipe.include.clone_from(&self.include);
         }

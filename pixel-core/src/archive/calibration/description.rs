@@ -78,7 +78,7 @@ impl Description {
             let n = group.d_input;
             let plan =
                 |suffix, len| TensorPlan { name: format!("{name}.{suffix}"), dtype: Dtype::F32, shape: vec![len] };
-            [plan("moments", n * (n + 1) / 2), plan("mean", n)]
+            [plan("moments", n * (n + 1) / 2), plan("mean", n), plan("powers", 3)]
         });
         plans.collect()
     }

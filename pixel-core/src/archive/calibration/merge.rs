@@ -2,6 +2,7 @@
 
 use super::{Accumulator, Calibration, CalibrationFileError, CalibrationWriter, Description};
 use crate::archive::ArchiveError;
+use crate::encode::Evidence;
 use std::path::Path;
 
 /// Merges calibration files of one model into `output`: each counts by its tokens, group by group.
@@ -34,6 +35,7 @@ pub fn merge(inputs: &[Calibration], output: impl AsRef<Path>, overwrite: bool) 
     let mut writer = CalibrationWriter::create(output, description, overwrite)?;
     for (name, group) in &first.description.groups {
         let mut sums = Accumulator::new(group.d_input);
+        let mut is_known = true;
         for input in inputs {
             let tokens = input.description.groups[name].tokens;
             let weighted = |mean: f32| f64::from(mean) * tokens as f64;
@@ -41,10 +43,20 @@ pub fn merge(inputs: &[Calibration], output: impl AsRef<Path>, overwrite: bool) 
                 let means = input.values(&format!("{name}.{suffix}"))?;
                 sums.iter_mut().zip(means).for_each(|(sum, mean)| *sum += weighted(mean));
             }
-            sums.tokens = sums
+            let evidence = input.evidence(name)?;
+            is_known &= evidence.is_some() || tokens == 0;
+            let Evidence { ordinary, ordinary_squares, squares, .. } = evidence.unwrap_or_default();
+            let total = &mut sums.evidence;
+            total.ordinary += ordinary;
+            total.ordinary_squares += ordinary_squares;
+            total.squares += squares;
+            total.tokens = total
                 .tokens
                 .checked_add(tokens)
                 .ok_or_else(|| CalibrationFileError::TokenSum { group: name.clone(), tokens }.in_file(&input.path))?;
+        }
+        if !is_known {
+            sums.evidence = Evidence { tokens: sums.tokens(), ..Evidence::default() };
         }
         writer.write(name, &sums)?;
     }

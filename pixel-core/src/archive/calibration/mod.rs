@@ -2,7 +2,7 @@
 //!
 //! The file is safetensors. A *group* is what weights that read the same inputs share; it is called after the first of
 //! them and stored as `GROUP.moments`, F32 `[n·(n+1)/2]`, the lower triangle of `Σ x·xᵀ / tokens` row after row, and
-//! `GROUP.mean`, F32 `[n]`, `Σ x / tokens`. `docs/format.md` has the rest. Files of the same model that were collected
+//! `GROUP.mean`, F32 `[n]`, `Σ x / tokens`, and `GROUP.powers`. `docs/format.md` has the rest. Files of the same model that were collected
 //! from other texts, on other machines, are [`merge`](fn@merge)d by their token counts.
 
 mod accumulator;
@@ -26,7 +26,7 @@ pub const CALIBRATION_KEY: &str = "pixel_calibration";
 /// A reader refuses other major versions.
 pub const VERSION_MAJOR: u32 = 1;
 /// A reader accepts other minor versions and ignores the fields that it does not know.
-pub const VERSION_MINOR: u32 = 0;
+pub const VERSION_MINOR: u32 = 1;
 
 /// Widths above this are refused: their moments would not fit any memory.
 const MAX_WIDTH: usize = 1 << 20;

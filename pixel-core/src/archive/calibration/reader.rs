@@ -2,7 +2,7 @@
 
 use super::{CALIBRATION_KEY, CalibrationFileError, Description, Group, MAX_WIDTH, VERSION_MAJOR};
 use crate::archive::{ArchiveError, Checkpoint, FloatType};
-use crate::encode::Moments;
+use crate::encode::{Evidence, Moments};
 use safetensors::Dtype;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -61,7 +61,22 @@ impl Calibration {
         if let Some((i, power)) = powers.enumerate().find(|(_, power)| *power < 0.0) {
             return Err(CalibrationFileError::NegativePower { tensor, input: i, power }.in_file(&self.path));
         }
-        Ok(Some(Moments::from_lower_triangle(group.d_input, triangle.into_iter().map(f64::from))))
+        let moments = Moments::from_lower_triangle(group.d_input, triangle.into_iter().map(f64::from));
+        Ok(Some(moments.with_evidence(&self.evidence(&self.groups[weight])?.unwrap_or_default())))
+    }
+
+    /// How much the moments of the group `name` leave open; files of version 1.0 do not say.
+    pub(super) fn evidence(&self, name: &str) -> Result<Option<Evidence>, ArchiveError> {
+        let tensor = format!("{name}.powers");
+        if !self.checkpoint.tensors().contains_key(&tensor) {
+            return Ok(None);
+        }
+        let tokens = self.description.groups[name].tokens;
+        let sum = |mean: f32| f64::from(mean) * tokens as f64;
+        let means = <[f32; 3]>::try_from(self.values(&tensor)?).expect("a length that was checked");
+        let [ordinary, ordinary_squares, squares] = means.map(sum);
+        // Zeros stand for what is not known.
+        Ok((ordinary > 0.0).then_some(Evidence { tokens, ordinary, ordinary_squares, squares }))
     }
 
     /// The mean of the inputs of the tensor `weight`, `[d_input]`; `None` if they were not seen.
@@ -140,8 +155,12 @@ fn check_groups(checkpoint: &Checkpoint, description: &Description) -> Result<BT
             let error = CalibrationFileError::Width { group: name.clone(), d_input: group.d_input };
             return Err(GroupError::Content(error));
         }
-        for (part, expected) in [("moments", group.d_input * (group.d_input + 1) / 2), ("mean", group.d_input)] {
+        let lengths = [("moments", group.d_input * (group.d_input + 1) / 2), ("mean", group.d_input), ("powers", 3)];
+        for (part, expected) in lengths {
             let tensor = format!("{name}.{part}");
+            if part == "powers" && !checkpoint.tensors().contains_key(&tensor) {
+                continue;
+            }
             let info = checkpoint.info(&tensor).map_err(GroupError::Absent)?;
             if info.dtype != Dtype::F32 || info.shape != [expected] {
                 let (dtype, shape) = (info.dtype, info.shape.clone());

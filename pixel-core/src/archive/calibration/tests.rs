@@ -40,6 +40,8 @@ fn what_is_written_is_read_for_every_weight_of_the_group() {
         for (i, j) in [(0, 0), (1, 0), (2, 1), (1, 2)] {
             assert!(abs_diff_eq!(moments.at(i, j), expected.at(i, j), epsilon = 1e-6), "({i}, {j})");
         }
+        assert!(abs_diff_eq!(moments.unseen_power(), expected.unseen_power(), epsilon = 1e-5));
+        assert!(moments.unseen_power() > 1.0);
         assert_eq!(calibration.mean(weight).unwrap().unwrap(), [0.0, 1.25, 1.5]);
     }
     assert_eq!(calibration.moments("c.weight").unwrap(), None);
@@ -50,7 +52,7 @@ fn products_formed_elsewhere_count_the_same() {
     let inputs = [1.0, 2.0, -3.0, 0.5];
     let (mut a, mut b) = (Accumulator::new(2), Accumulator::new(2));
     a.add_inputs(&inputs);
-    b.add_products(&[10.0, 0.5, 0.5, 4.25], &[-2.0, 2.5], 2);
+    b.add_products(&[10.0, 0.5, 0.5, 4.25], &[-2.0, 2.5], &[5.0, 9.25]);
     assert_eq!(a, b);
     assert_eq!(Accumulator::num_bytes(2), 8 * (3 + 2));
 }
@@ -71,6 +73,27 @@ fn merged_files_are_those_of_all_texts_together() {
     for (i, j) in [(0, 0), (1, 0), (2, 1), (2, 2)] {
         assert!(abs_diff_eq!(found.at(i, j), expected.at(i, j), epsilon = 1e-6), "({i}, {j})");
     }
+    assert!(abs_diff_eq!(found.unseen_power(), expected.unseen_power(), epsilon = 1e-5));
+}
+
+/// Files of version 1.0 have no powers: what is merged with one has none either.
+#[test]
+fn files_without_powers_are_read_and_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let new = written(&path("new.safetensors"), &[1.0, 2.0, 3.0, 2.0, 0.0, 1.0]);
+    let bytes = std::fs::read(path("new.safetensors")).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let kept = tensors.tensors().into_iter().filter(|(name, _)| !name.ends_with(".powers"));
+    safetensors::serialize_to_file(kept, header.metadata().clone(), &path("old.safetensors")).unwrap();
+    let old = Calibration::open(path("old.safetensors")).unwrap();
+    let moments = old.moments("a.weight").unwrap().unwrap();
+    assert_eq!(moments.at(1, 0), new.moments("a.weight").unwrap().unwrap().at(1, 0));
+    assert_eq!(moments.unseen_power(), 0.0);
+    merge(&[new, old], path("both.safetensors"), false).unwrap();
+    let both = Calibration::open(path("both.safetensors")).unwrap();
+    assert_eq!(both.moments("a.weight").unwrap().unwrap(), moments);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::{Accumulator, CalibrationFileError, Description};
 use crate::archive::{ArchiveError, CheckpointWriter, FilePlan, OutputKind};
+use crate::encode::Evidence;
 use std::path::{Path, PathBuf};
 
 /// Writes a calibration file group by group; it has its final name once it is [`finish`](Self::finish)ed.
@@ -36,8 +37,10 @@ impl CalibrationWriter {
     pub fn write(&mut self, group: &str, sums: &Accumulator) -> Result<(), ArchiveError> {
         let place = self.description.groups.get_mut(group).filter(|place| place.d_input == sums.d_input);
         let not_announced = || CalibrationFileError::NotAnnounced { group: group.to_owned(), d_input: sums.d_input };
-        place.ok_or_else(|| not_announced().in_file(&self.path))?.tokens = sums.tokens;
-        for (part, values) in [("moments", &sums.products), ("mean", &sums.sums)] {
+        place.ok_or_else(|| not_announced().in_file(&self.path))?.tokens = sums.tokens();
+        let Evidence { ordinary, ordinary_squares, squares, .. } = sums.evidence;
+        let powers = [ordinary, ordinary_squares, squares];
+        for (part, values) in [("moments", &sums.products[..]), ("mean", &sums.sums), ("powers", &powers)] {
             let not_finite = |index| CalibrationFileError::Mean { group: group.to_owned(), part, index };
             let stored = sums.stored(values).map_err(|index| not_finite(index).in_file(&self.path))?;
             self.writer.file(0).write(&format!("{group}.{part}"), 0, &stored)?;
