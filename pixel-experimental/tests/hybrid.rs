@@ -42,10 +42,10 @@ fn compressor(rank: RankChoice) -> SVDHybridCompressor {
     SVDHybridCompressor { rank, codec: "trellis:2:window=10".parse().unwrap(), ..Default::default() }
 }
 
-/// A rotated weight by `codec` with a part of `rank`, with error feedback or without.
-/// The damping of inputs that are known.
+/// Error feedback for inputs that are known.
 const FEEDBACK: FeedbackOptions = FeedbackOptions { damping: Some(0.01), ..FeedbackOptions::DEFAULT };
 
+/// A rotated weight by `codec` with a part of `rank`, with error feedback or without.
 fn coding(codec: &str, rank: usize, feedback: bool) -> CodingSpec {
     CodingSpec::new(codec.parse().unwrap())
         .with_rotation(Some(0))

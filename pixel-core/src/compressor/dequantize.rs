@@ -26,7 +26,8 @@ pub struct DequantizeReport {
 ///
 /// # Errors
 /// [`ArchiveError`], [`ArchiveError::Overflow`] among them for values that `dtype` cannot hold, infinite ones included;
-/// nothing is then left under the final name. Codes that stand for no number stay NaN, which `compress` refuses by name.
+/// nothing is then left under the final name. Codes that stand for no number stay NaN, which `compress` refuses by
+/// name.
 pub fn dequantize_checkpoint(
     checkpoint: &Checkpoint,
     output: impl AsRef<Path>,

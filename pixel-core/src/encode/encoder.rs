@@ -317,6 +317,25 @@ mod tests {
         }
     }
 
+    /// A weight of more rows than a thread takes at a time, with error feedback and without.
+    #[test]
+    fn threads_that_help_with_a_weight_change_no_code() {
+        let shape = Shape::new(300, 48).unwrap();
+        let moments = Moments::of_inputs(48, Matrix::random(shape, 2).as_slice());
+        for family in crate::codec::FAMILIES {
+            for moments in [None, Some(moments.clone())] {
+                let codes = |threads| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let spec =
+                        CodingSpec::new(CodecSpec::new(family.name(), 2.0)).with_feedback(Some(Default::default()));
+                    let weight = Matrix::random(shape, 1);
+                    pool.install(|| Encoder::new(&spec).with_moments(moments.clone()).encode(weight).unwrap().0)
+                };
+                assert!(codes(1).streams().eq(codes(3).streams()), "{} {}", family.name(), moments.is_some());
+            }
+        }
+    }
+
     #[test]
     fn the_reported_error_is_that_of_the_synthesised_weight() {
         let shape = Shape::new(33, 50).unwrap();

@@ -60,8 +60,8 @@ impl Moments {
         Self { d_input, values, unseen_power: 0.0 }.with_evidence(&Evidence::of_inputs(d_input, inputs))
     }
 
-    /// The same moments with the [power that they do not show](Self::unseen_power), by the `evidence` of the inputs that
-    /// they were summed from.
+    /// The same moments with the [power that they do not show](Self::unseen_power), by the `evidence` of the inputs
+    /// that they were summed from.
     pub fn with_evidence(mut self, evidence: &Evidence) -> Self {
         self.unseen_power = evidence.unseen_power(&self);
         self

@@ -286,9 +286,12 @@ impl Plan {
 /// strings.
 const OTHER_BYTES: u64 = 4 << 20;
 
-/// The number of workers for `threads` requested: one for each processor if it is 0, a thousand at most.
+/// More threads than any machine at hand has processors; a number far above it is a slip, and the system refuses them.
+const MOST_WORKERS: usize = 1024;
+
+/// The number of workers for `threads` requested: one for each processor if it is 0, 1024 at most.
 pub fn num_workers(threads: usize) -> usize {
-    if threads == 0 { rayon::current_num_threads() } else { threads.min(1000) }
+    if threads == 0 { rayon::current_num_threads() } else { threads.min(MOST_WORKERS) }
 }
 
 /// The plan for one tensor, and what of the recipe's wishes it is too small for.

@@ -106,8 +106,8 @@ pub struct Recipe {
     pub seed: u64,
     /// Matrices of fewer weights are kept, unless a rule names them.
     pub min_weights: usize,
-    /// What error feedback adds to the diagonal of the inputs' second moments, in units of its mean; if absent, what the
-    /// calibration's amount of text asks for (see [`FeedbackOptions::damping`](crate::encode::FeedbackOptions)).
+    /// What error feedback adds to the diagonal of the inputs' second moments, in units of its mean; if absent, what
+    /// the calibration's amount of text asks for (see [`FeedbackOptions::damping`](crate::encode::FeedbackOptions)).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damping: Option<f64>,
     /// Regular expressions of which one has to match the name of every tensor that is compressed, whatever rules say;

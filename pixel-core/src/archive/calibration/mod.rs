@@ -2,8 +2,8 @@
 //!
 //! The file is safetensors. A *group* is what weights that read the same inputs share; it is called after the first of
 //! them and stored as `GROUP.moments`, F32 `[n·(n+1)/2]`, the lower triangle of `Σ x·xᵀ / tokens` row after row, and
-//! `GROUP.mean`, F32 `[n]`, `Σ x / tokens`, and `GROUP.powers`. `docs/format.md` has the rest. Files of the same model that were collected
-//! from other texts, on other machines, are [`merge`](fn@merge)d by their token counts.
+//! `GROUP.mean`, F32 `[n]`, `Σ x / tokens`, and `GROUP.powers`. `docs/format.md` has the rest. Files of the same model
+//! that were collected from other texts, on other machines, are [`merge`](fn@merge)d by their token counts.
 
 mod accumulator;
 mod description;

@@ -1,7 +1,8 @@
 //! Whether weights are quantised already.
 
-use super::settings::ConfigFile;
+use super::settings::{ConfigFile, METHOD_FIELDS};
 use super::{ArchiveError, Checkpoint, QuantisedCheckpoint};
+use crate::archive::TensorInfo;
 use safetensors::Dtype;
 
 /// What names a weight's codes, or stands beside them: GPTQ and AWQ, compressed-tensors, F8, bitsandbytes, ModelOpt.
@@ -34,7 +35,7 @@ impl Checkpoint {
 
     /// What shows that weights are quantised already.
     pub(super) fn mark_of_quantisation(&self) -> Option<String> {
-        let of_tensor = |(name, info): (&String, &super::super::TensorInfo)| {
+        let of_tensor = |(name, info): (&String, &TensorInfo)| {
             let what = if is_mark(name) { String::new() } else { format!(" is {} and", info.dtype) };
             (is_mark(name) || is_narrow(info.dtype))
                 .then(|| format!("tensor \"{name}\"{what} is of a quantised weight"))
@@ -56,7 +57,7 @@ pub(super) fn refusal(checkpoint: &Checkpoint, found: String, is_readable: bool)
 fn mark_of_config(checkpoint: &Checkpoint) -> Option<String> {
     let config = ConfigFile::of(checkpoint)?;
     let (field, value) = config.quantisation()?;
-    let method = ["quant_method", "format", "mode"].into_iter().find_map(|key| value.get(key)?.as_str());
+    let method = METHOD_FIELDS.into_iter().find_map(|key| value.get(key)?.as_str());
     Some(match method {
         Some(method) => format!("config.json has \"{field}\" of \"{method}\""),
         None => format!("config.json has \"{field}\""),
@@ -65,7 +66,7 @@ fn mark_of_config(checkpoint: &Checkpoint) -> Option<String> {
 
 /// Whether a tensor of this name is a part of a quantised weight.
 pub(super) fn is_mark(name: &str) -> bool {
-    MARKS.iter().any(|mark| name.strip_suffix(mark).is_some_and(ends_a_part))
+    MARKS.iter().any(|mark| stem(name, mark).is_some())
 }
 
 /// Whether floats of this type need a scale.
@@ -73,9 +74,9 @@ pub(super) const fn is_narrow(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F8_E4M3FNUZ | Dtype::F8_E5M2FNUZ)
 }
 
-/// Whether a name is whole parts, and may go on.
-fn ends_a_part(name: &str) -> bool {
-    name.is_empty() || name.ends_with('.')
+/// What comes before `end`, if `name` ends in it after a dot or is nothing else.
+pub(super) fn stem<'a>(name: &'a str, end: &str) -> Option<&'a str> {
+    name.strip_suffix(end).filter(|stem| stem.is_empty() || stem.ends_with('.'))
 }
 
 #[cfg(test)]

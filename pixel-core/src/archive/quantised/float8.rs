@@ -2,7 +2,8 @@
 
 /// An eight-bit float of the Open Compute Project: a sign, an exponent, a mantissa.
 ///
-/// Source: *OCP 8-bit Floating Point Specification* (2023); Micikevicius et al., *FP8 formats for deep learning* (2022).
+/// Source: *OCP 8-bit Floating Point Specification* (2023); Micikevicius et al., *FP8 formats for deep learning*
+/// (2022).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Float8 {
     /// Four bits of exponent, three of mantissa; the largest number is 448, there is no infinity.

@@ -3,11 +3,13 @@
 //!
 //! | of | tensors of a weight | its values |
 //! |---|---|---|
-//! | F8 (DeepSeek, Qwen, compressed-tensors, ModelOpt) | `weight` F8_E4M3 or F8_E5M2, `weight_scale_inv` or `weight_scale` | code · scale of the tensor, row, group or block |
+//! | F8 | `weight`, `weight_scale_inv` or `weight_scale` | code · scale of the tensor, row, group or block |
 //! | GPTQ | `qweight`, `qzeros`, `scales`, `g_idx` | (code − zero) · scale of the group |
 //! | AWQ (GEMM) | `qweight`, `qzeros`, `scales` | the same, other packing |
 //! | compressed-tensors, packed | `weight_packed`, `weight_shape`, `weight_scale`, `weight_zero_point` | the same |
 //! | compressed-tensors, bytes | `weight` I8, `weight_scale`, `weight_zero_point` | the same |
+//!
+//! F8 is what DeepSeek, Qwen, compressed-tensors and ModelOpt write, as E4M3 or E5M2.
 //!
 //! Differences of integers are exact in f32, and so are products with F16 and BF16 scales; with F32 scales a product is
 //! rounded once.
@@ -83,11 +85,6 @@ impl<'a> QuantisedCheckpoint<'a> {
         };
         let weights = weights.into_iter().map(with_shape).collect::<Result<_, ArchiveError>>()?;
         Ok(Self { checkpoint, config, settings, weights, parts })
-    }
-
-    /// The method by which they were quantised, if `config.json` says so.
-    pub fn method(&self) -> Option<&str> {
-        self.settings.method.as_deref()
     }
 
     /// The names of the quantised weights, as they are called once they are floats, each with its shape `[d_output,

@@ -1,5 +1,6 @@
 //! Which tensors make up a quantised weight.
 
+use super::check::stem;
 use super::error::QuantisedError;
 use super::float8::Float8;
 use super::packed_ints::{PackedInts, Packing};
@@ -66,12 +67,11 @@ pub(super) struct Parts {
 pub(super) fn find(checkpoint: &Checkpoint) -> Result<(BTreeMap<String, Parts>, BTreeSet<String>), ArchiveError> {
     let (mut weights, mut parts) = (BTreeMap::new(), BTreeSet::new());
     for (name, info) in checkpoint.tensors() {
-        let split = |end: &str| name.strip_suffix(end).filter(|stem| stem.is_empty() || stem.ends_with('.'));
         let is_one_number = info.shape.iter().product::<usize>() == 1;
-        if is_one_number && ACTIVATIONS.iter().any(|end| split(end).is_some()) {
+        if is_one_number && ACTIVATIONS.iter().any(|end| stem(name, end).is_some()) {
             parts.insert(name.clone());
         }
-        let codes = CODES.iter().find_map(|(end, kind)| Some((split(end)?, *kind)));
+        let codes = CODES.iter().find_map(|(end, kind)| Some((stem(name, end)?, *kind)));
         let Some((stem, kind)) = codes.filter(|(_, kind)| *kind != Kind::Bytes || has_byte_codes(info)) else {
             continue;
         };

@@ -8,6 +8,8 @@ use std::path::Path;
 pub(super) const CONFIG_FILE: &str = "config.json";
 /// The fields of `config.json` that say so: of Transformers, of compressed-tensors before it came there, of MLX.
 pub(super) const CONFIG_FIELDS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
+/// What a method is called by, in the words of different tools.
+pub(super) const METHOD_FIELDS: [&str; 3] = ["quant_method", "format", "mode"];
 /// Where some versions of AutoGPTQ say it.
 const SEPARATE_FILE: &str = "quantize_config.json";
 /// The methods, or formats, whose codes and scales are all there is to a weight.
@@ -31,8 +33,6 @@ const DTYPE_FIELDS: [&str; 2] = ["torch_dtype", "dtype"];
 /// What tensors alone do not tell.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Settings {
-    /// The method, such as `gptq`.
-    pub(super) method: Option<String>,
     /// Inputs that share a scale.
     pub(super) group_size: Option<usize>,
     /// Bits of an integer.
@@ -112,16 +112,15 @@ impl Settings {
             <[usize; 2]>::try_from(numbers).ok().filter(|block| block.iter().all(|&size| size > 0))
         });
         let layout = text(&["packing_format", "checkpoint_format", "version"]);
-        let method = text(&["quant_method", "format", "mode"]);
+        let method = text(&METHOD_FIELDS);
         let other = |name: Option<String>, known: &[&str]| name.filter(|name| !known.contains(&name.as_str()));
         let is_transformed =
             value(&["transform_config"]).is_some_and(|value| value != json!(null) && value != json!({}));
         let model_type = config.and_then(|config| config.fields.get("model_type")?.as_str());
         let unread = is_transformed.then(|| "transform_config".to_owned());
-        let unread = unread.or_else(|| other(method.clone(), &METHODS));
+        let unread = unread.or_else(|| other(method, &METHODS));
         let conv1d = model_type.filter(|name| CONV1D_MODELS.contains(name)).map(|name| format!("Conv1D of {name}"));
         Self {
-            method,
             unread,
             group_size: number(&["group_size"]).filter(|&size| size > 0),
             bits: number(&["bits", "w_bit", "num_bits"]),
@@ -159,10 +158,7 @@ mod tests {
         let weights = json!({"num_bits": 4, "group_size": 32, "type": "int"});
         let groups = json!({"format": "pack-quantized", "config_groups": {"group_0": {"weights": weights}}});
         let found = settings(json!({"compression_config": groups}));
-        assert_eq!(
-            (found.method.as_deref(), found.bits, found.group_size),
-            (Some("pack-quantized"), Some(4), Some(32))
-        );
+        assert_eq!((found.bits, found.group_size, found.unread), (Some(4), Some(32), None));
         for (fields, unread) in [
             (json!({"quant_method": "paroquant"}), Some("paroquant")),
             (json!({"quant_method": "compressed-tensors", "transform_config": {"a": 1}}), Some("transform_config")),
