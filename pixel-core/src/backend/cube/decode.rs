@@ -39,36 +39,9 @@ pub(super) fn value(
     }
 }
 
-/// Whether [`eight`] exists for the layout.
-pub(super) const fn has_eights(layout: &CodecLayout) -> bool {
-    match layout {
-        CodecLayout::Trellis(layout) => layout.grid.tile.cols >= 8,
-        CodecLayout::Nibble(_) => true,
-        CodecLayout::Matching(_) | CodecLayout::Uniform(_) => false,
-    }
-}
-
-/// The weights of eight columns of `row` from `col` on, a multiple of 8, in units of their scale; those beyond the last
-/// column are arbitrary. The words are read once for all of them.
-#[cube]
-pub(super) fn eight(
-    codes: &Tensor<u32>,
-    dictionary: &Tensor<f32>,
-    row: usize,
-    col: usize,
-    values: &mut Array<f32>,
-    #[comptime] layout: CodecLayout,
-) {
-    match comptime!(layout) {
-        CodecLayout::Trellis(layout) => trellis_eight(codes, dictionary, row, col, values, layout),
-        CodecLayout::Nibble(layout) => summed_eight(codes, dictionary, row, col, values, layout),
-        CodecLayout::Matching(_) | CodecLayout::Uniform(_) => {}
-    }
-}
-
 /// Bits `shift … shift + width` of the two words, `width` ≤ 31.
 #[cube]
-fn field(low: u32, high: u32, shift: u32, #[comptime] width: u32) -> u32 {
+pub(super) fn field(low: u32, high: u32, shift: u32, #[comptime] width: u32) -> u32 {
     let mask = comptime!((1u32 << width) - 1);
     // A shift by 32 is not defined; where `shift` is 0, the second word is not needed.
     let kept = high & ((1u32 << shift) - 1u32);
@@ -123,75 +96,68 @@ fn mixed(window: u32, #[comptime] layout: TrellisLayout) -> u32 {
     product ^ (product >> 16u32)
 }
 
+/// `integer`, of less than 23 bits, minus `centre`: the bits of the sum with 2²³ are the integer's, and to make a float
+/// of them takes no conversion.
+#[cube]
+fn centred(integer: u32, #[comptime] centre: u32) -> f32 {
+    f32::reinterpret(integer | 0x4B00_0000u32) - comptime!((8_388_608 + centre) as f32)
+}
+
 /// The sum of the nibbles of the half of a hash that begins at bit `half`, centred.
 #[cube]
 fn pair_of(mixed: u32, half: u32) -> f32 {
     let pairs = (mixed & 0x0F0F_0F0Fu32) + ((mixed >> 4u32) & 0x0F0F_0F0Fu32);
     let sums = pairs + (pairs >> 8u32);
-    f32::cast_from((sums >> half) & 0xFFu32) - 30.0
+    centred((sums >> half) & 0xFFu32, 30u32)
 }
 
 /// The sum of the bytes of a hash, centred.
 #[cube]
 fn single_of(mixed: u32) -> f32 {
     let pairs = (mixed & 0x00FF_00FFu32) + ((mixed >> 8u32) & 0x00FF_00FFu32);
-    f32::cast_from((pairs & 0xFFFFu32) + (pairs >> 16u32)) - 510.0
+    centred((pairs & 0xFFFFu32) + (pairs >> 16u32), 510u32)
 }
 
-/// Eight weights of one row from column `col` on, a multiple of 8, where a tile has as many columns or more: their
-/// windows lie in three words.
+/// Whether the windows of eight weights may need a third word.
+pub(super) const fn needs_three(layout: &TrellisLayout) -> bool {
+    (8 / layout.step.weights - 1) * layout.step.bits as usize + layout.window as usize > 32
+}
+
+/// Eight weights of one row in units of the dictionary's value, whose bits begin at bit `shift` of three words that
+/// follow on each other.
 #[cube]
-fn trellis_eight(
-    codes: &Tensor<u32>,
-    dictionary: &Tensor<f32>,
-    row: usize,
-    col: usize,
+pub(super) fn windows(
+    first: u32,
+    second: u32,
+    third: u32,
+    shift: u32,
     values: &mut Array<f32>,
     #[comptime] layout: TrellisLayout,
 ) {
-    let rows = comptime!(layout.grid.tile.rows);
-    let cols = comptime!(layout.grid.tile.cols);
-    let tile_cols = comptime!(layout.grid.tile_cols());
-    let words = comptime!(layout.tile_words());
     let weights = comptime!(layout.step.weights);
     let steps = comptime!(8 / layout.step.weights);
     let bits = comptime!(layout.step.bits as usize);
-
-    let base = (row / rows * tile_cols + col / cols) * words;
-    let eight = (row % rows * cols + col % cols) / 8;
-    // The last of the eight comes first.
-    let bit = (comptime!(TILE_LEN / 8 - 1) - eight) * comptime!(steps * bits);
-    let word = bit / 32;
-    let shift = (bit % 32) as u32;
-    let first = codes[base + word];
-    let second = codes[base + (word + 1) % words];
     let low = field32(first, second, shift);
-    // Only with one weight a step can the windows need more than 32 bits.
-    let high = if comptime!((steps - 1) * bits + layout.window as usize > 32) {
-        field32(second, codes[base + (word + 2) % words], shift)
-    } else {
-        0u32.runtime()
-    };
-    let unit = dictionary[0];
+    let high = if comptime!(needs_three(&layout)) { field32(second, third, shift) } else { 0u32.runtime() };
     #[unroll]
     for step in 0..steps {
         let window = field(low, high, comptime!((step * bits) as u32).runtime(), layout.window);
         let mixed = mixed(window, layout);
+        // The last of the eight comes first.
         let at = comptime!((steps - 1 - step) * weights);
         if comptime!(weights == 2) {
-            values[at] = pair_of(mixed, 0u32.runtime()) * unit;
-            values[comptime!(at + 1)] = pair_of(mixed, 16u32.runtime()) * unit;
+            values[at] = pair_of(mixed, 0u32.runtime());
+            values[comptime!(at + 1)] = pair_of(mixed, 16u32.runtime());
         } else {
-            values[at] = single_of(mixed) * unit;
+            values[at] = single_of(mixed);
         }
     }
 }
 
-/// 32 bits of two words from bit `shift` on.
+/// 32 bits of two words from bit `shift` on. A shift by 32 is not defined, two are.
 #[cube]
 fn field32(low: u32, high: u32, shift: u32) -> u32 {
-    let kept = high & ((1u32 << shift) - 1u32);
-    (low >> shift) | (kept << ((32u32 - shift) % 32u32))
+    (low >> shift) | ((high << 1u32) << (31u32 - shift))
 }
 
 /// The sum of the patterns that the nibbles select which reach the weight: see `NibbleLayout::reaching`.
@@ -222,45 +188,6 @@ fn summed(
     sum
 }
 
-/// Eight weights of one row from column `col` on, a multiple of 8: each nibble that reaches one of them is read once.
-#[cube]
-fn summed_eight(
-    codes: &Tensor<u32>,
-    dictionary: &Tensor<f32>,
-    row: usize,
-    col: usize,
-    values: &mut Array<f32>,
-    #[comptime] layout: NibbleLayout,
-) {
-    let per_eight = comptime!(layout.per_eight);
-    let span = comptime!(layout.span());
-    // The nibbles before the eight's own that may reach it, and the columns between the first of them and it.
-    let before = comptime!(if layout.windows == Windows::Grouped { 0 } else { layout.depth() });
-    let shift = comptime!(before * EIGHT / per_eight);
-    let first = col / EIGHT * per_eight;
-    #[unroll]
-    for i in 0..EIGHT {
-        values[i] = 0.0f32;
-    }
-    #[unroll]
-    for k in 0..comptime!(before + per_eight) {
-        let start = comptime!(layout.start(k));
-        if comptime!(start + span > shift) {
-            // At the left edge there is nothing before the first nibble.
-            if first + k >= before {
-                let nibble = nibble(codes, row, first + k - before, layout);
-                let pattern = (nibble + comptime!(k % layout.period() * PATTERNS)) * span;
-                #[unroll]
-                for i in 0..EIGHT {
-                    if comptime!(i + shift >= start && i + shift < start + span) {
-                        values[i] += dictionary[pattern + comptime!(i + shift - start)];
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// Nibble `t` of row `row`: see `NibbleLayout::field`.
 #[cube]
 fn nibble(codes: &Tensor<u32>, row: usize, t: usize, #[comptime] layout: NibbleLayout) -> usize {
@@ -282,15 +209,21 @@ fn uniform(
 ) -> f32 {
     let bits = comptime!(layout.bits as usize);
     let row_words = comptime!(layout.row_words());
-    let zeros = comptime!(layout.code_words());
-    let groups = comptime!(layout.num_groups());
     let group = comptime!(layout.group);
     let words = comptime!(layout.code_words() + layout.zero_words());
     let index = read(codes, row * row_words, col * bits, words, layout.bits);
+    dictionary[index as usize] - dictionary[zero_index(codes, row, col / group, layout)]
+}
+
+/// The zero point of group `group` of row `row`.
+#[cube]
+pub(super) fn zero_index(codes: &Tensor<u32>, row: usize, group: usize, #[comptime] layout: UniformLayout) -> usize {
+    let bits = comptime!(layout.bits as usize);
+    let zeros = comptime!(layout.code_words());
+    let words = comptime!(layout.code_words() + layout.zero_words());
     // Zero points have no gaps between rows: 32 of them fill `bits` words.
-    let place = row * groups + col / group;
-    let zero = read(codes, zeros + place / 32 * bits, place % 32 * bits, words, layout.bits);
-    dictionary[index as usize] - dictionary[zero as usize]
+    let place = row * comptime!(layout.num_groups()) + group;
+    read(codes, zeros + place / 32 * bits, place % 32 * bits, words, layout.bits) as usize
 }
 
 /// The sum over the terms of the tile.

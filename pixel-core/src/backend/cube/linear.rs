@@ -1,18 +1,14 @@
-//! `y = x · Wᵀ`, the weights decoded in registers: `WIDTH` units share an output row, each weight is decoded once for
-//! up to `BATCH` rows of `x`, and sums are in f32.
+//! Products with any codes, the weights decoded one by one in registers: the units of a line share an output row, each
+//! weight is decoded once for up to `BATCH` rows of `x`, and sums are in f32.
 
-use super::{Weight, decode, empty_like};
+use super::machine::{Machine, Reduction};
+use super::{Weight, decode};
 use crate::codec::CodecLayout;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
-use burn::tensor::Shape;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
-use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
-
-/// Units that share an output row, where it is not the size of a plane.
-const WIDTH: u32 = 32;
 
 /// Output rows of a cube.
 const ROWS: u32 = 4;
@@ -20,29 +16,19 @@ const ROWS: u32 = 4;
 /// Rows of `x` for which a weight is decoded once.
 const BATCH: usize = 8;
 
-/// How the units of an output row add up their sums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Reduction {
-    /// By the plane's own sum: the units of a row are one plane.
-    Plane,
-    /// Through shared memory, in halves.
-    Shared,
-}
-
 #[cube(launch)]
-fn linear_kernel<X: Float, F: Float>(
+fn linear_kernel<X: Float>(
     x: &Tensor<X>,
     codes: &Tensor<u32>,
     scales: &Tensor<f32>,
     dictionary: &Tensor<f32>,
-    out: &mut Tensor<F>,
+    out: &mut Tensor<f32>,
     first_column: usize,
     #[comptime] layout: CodecLayout,
     #[comptime] tile: usize,
     #[comptime] width: usize,
     #[comptime] reduction: Reduction,
     #[define(X)] _x_type: ElemType,
-    #[define(F)] _dtype: ElemType,
 ) {
     let d_input = comptime!(layout.shape().d_input());
     let d_output = comptime!(layout.shape().d_output());
@@ -64,42 +50,15 @@ fn linear_kernel<X: Float, F: Float>(
     for b in 0..tile {
         sums[b] = 0.0f32;
     }
-    if comptime!(decode::has_eights(&layout)) {
-        let mut weights = Array::<f32>::new(8usize);
-        let steps = comptime!(d_input.div_ceil(width * 8));
-        for step in 0..steps {
-            let col = (step * width + unit) * 8;
-            if col < d_input {
-                decode::eight(codes, dictionary, source, col, &mut weights, layout);
-                #[unroll]
-                for i in 0..8 {
-                    // Only the last eight of a width that is no multiple of it reach beyond the row.
-                    if comptime!(d_input.is_multiple_of(8)) || col + i < d_input {
-                        #[unroll]
-                        for b in 0..tile {
-                            let at = min(first + b, batch - 1) * d_input + col + i;
-                            sums[b] += weights[i] * f32::cast_from(x[at]);
-                        }
-                    }
-                }
-            }
-        }
-        // These layouts have one scale a row.
-        #[unroll]
-        for b in 0..tile {
-            sums[b] *= scales[source];
-        }
-    } else {
-        let steps = comptime!(d_input.div_ceil(width));
-        for step in 0..steps {
-            let col = step * width + unit;
-            if col < d_input {
-                let weight = decode::weight(codes, scales, dictionary, source, col, layout);
-                #[unroll]
-                for b in 0..tile {
-                    let at = min(first + b, batch - 1) * d_input + col;
-                    sums[b] += weight * f32::cast_from(x[at]);
-                }
+    let steps = comptime!(d_input.div_ceil(width));
+    for step in 0..steps {
+        let col = step * width + unit;
+        if col < d_input {
+            let weight = decode::weight(codes, scales, dictionary, source, col, layout);
+            #[unroll]
+            for b in 0..tile {
+                let at = min(first + b, batch - 1) * d_input + col;
+                sums[b] += weight * f32::cast_from(x[at]);
             }
         }
     }
@@ -129,40 +88,29 @@ fn linear_kernel<X: Float, F: Float>(
             sync_cube();
         }
     }
-    let stride = out.shape(1);
+    let stride = out.shape(2);
     if unit == 0 && row < d_output && is_inside {
         #[unroll]
         for b in 0..tile {
             if first + b < batch {
-                out[(first + b) * stride + first_column + row] = F::cast_from(sums[b]);
+                out[(first + b) * stride + first_column + row] = sums[b];
             }
         }
     }
 }
 
-/// `x` is `[batch, d_input]`, contiguous, of any float type; the result `[batch, d_output]` of the same type.
-pub(super) fn linear(x: CubeTensor, weight: Weight) -> CubeTensor {
-    let out = empty_like(&x, Shape::from([x.shape()[0], weight.layout.shape().d_output()]), x.dtype);
-    into_columns(x, weight, &out, 0);
-    out
-}
-
-/// [`linear`] into the columns of `out` `[batch, …]` from `first` on.
+/// `x · Wᵀ`: `x` is `[batch, d_input]`, contiguous, of any float type; `out` is F32, `[slices, batch, …]`, and the
+/// product is written into the columns of its first slice from `first` on.
 pub(super) fn into_columns(x: CubeTensor, weight: Weight, out: &CubeTensor, first: usize) {
     let (batch, d_output) = (x.shape()[0], weight.layout.shape().d_output());
     let client = out.client.clone();
-    let hardware = &client.properties().hardware;
-    let plane = hardware.plane_size_max;
-    // A plane's size must be known beforehand to give each output row one.
-    let fits = plane * ROWS <= hardware.max_units_per_cube;
-    let fixed = hardware.plane_size_min == plane && plane.is_power_of_two() && plane > 1 && fits;
-    let has_planes = client.features().plane.contains(Plane::Ops);
-    let (reduction, width) = if fixed && has_planes { (Reduction::Plane, plane) } else { (Reduction::Shared, WIDTH) };
+    // A line of a cube is an output row.
+    let Machine { width, reduction, .. } = Machine::new(&client);
     let tile = batch.next_power_of_two().min(BATCH);
-    let cube_dim = CubeDim::new_2d(width, ROWS);
+    let cube_dim = CubeDim::new_2d(width as u32, ROWS);
     let cubes = d_output.div_ceil(ROWS as usize) * batch.div_ceil(tile);
     let count = calculate_cube_count_elemwise(&client, cubes * cube_dim.num_elems() as usize, cube_dim);
-    let types = [x.dtype, out.dtype].map(dtype_to_storage_type);
+    let x_type = dtype_to_storage_type(x.dtype);
     linear_kernel::launch(
         &client,
         count,
@@ -175,9 +123,8 @@ pub(super) fn into_columns(x: CubeTensor, weight: Weight, out: &CubeTensor, firs
         first,
         weight.layout,
         tile,
-        width as usize,
+        width,
         reduction,
-        types[0],
-        types[1],
+        x_type,
     );
 }

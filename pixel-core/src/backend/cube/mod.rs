@@ -1,15 +1,20 @@
 //! CubeCL kernels, one source for wgpu, Vulkan, Metal, CUDA and cubecl-cpu.
 //!
-//! [`decode`] reads one weight from the codes; [`synthesize`], [`linear`] and [`rotate`] are built on it. Codes, scales
-//! and dictionary are read as they are stored; weights exist in registers alone.
+//! Codes, scales and dictionary are read as they are stored; weights exist in registers alone. [`decode`] reads one
+//! weight, which [`synthesize`] and [`linear`] are built on; [`lookup`], [`levels`] and [`tiles`] are products in the
+//! form that a codec allows, and [`project`] is all that stands around products.
 
 mod attend;
 mod decode;
+mod levels;
 mod linear;
+mod lookup;
+mod machine;
 mod project;
 mod rotate;
 mod row;
 mod synthesize;
+mod tiles;
 
 use super::{Attended, AttentionTensors, Direction, PixelBackend, ProjectionTensors};
 use crate::attention::AttentionSpec;
@@ -65,7 +70,7 @@ impl PixelBackend for CubeBackend {
         layout: CodecLayout,
         _arithmetic: Arithmetic,
     ) -> FloatTensor<Self> {
-        linear::linear(into_contiguous(x), Weight::new(codes, scales, dictionary, layout))
+        project::linear(into_contiguous(x), Weight::new(codes, scales, dictionary, layout))
     }
 
     fn project(x: FloatTensor<Self>, with: ProjectionTensors<Self>) -> FloatTensor<Self> {

@@ -1,10 +1,11 @@
 //! Projections: one launch for norm and rotation, one for each weight, one for what follows.
 
 use super::row::{self, Turn};
-use super::{Weight, empty_like, linear};
+use super::{Weight, empty_like, levels, linear, lookup, tiles};
 use crate::backend::{
     CodedTensors, Direction, NormTensors, OptionalTensor, PixelBackend, ProjectionTensors, RotationTables, definition,
 };
+use crate::codec::CodecLayout;
 use crate::forward::Activation;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -132,14 +133,47 @@ fn prepare_kernel<F: Float, P: Float, Q: Float>(
     }
 }
 
+/// The products of one weight, as constants of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Part {
+    /// The column behind its last.
+    end: usize,
+    /// The slices that they are the sum of.
+    slices: usize,
+    has_bias: bool,
+}
+
 /// What follows the products, as constants of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Finish {
-    /// Where the products of each weight end, and whether it has a bias.
-    ends: [(usize, bool); 3],
+    parts: [Part; 3],
     activation: Activation,
     has_residual: bool,
     norm: Option<NormKind>,
+}
+
+impl Finish {
+    /// Values of a row of the result.
+    const fn outputs(&self) -> usize {
+        self.parts[2].end / self.activation.inputs()
+    }
+}
+
+/// The product at `at` of row `row` out of `rows`.
+#[cube]
+fn product(
+    products: &Tensor<f32>,
+    rows: usize,
+    row: usize,
+    at: usize,
+    #[comptime] part: Part,
+    #[comptime] width: usize,
+) -> f32 {
+    let mut sum = products[row * width + at];
+    for slice in 1..part.slices {
+        sum += products[(slice * rows + row) * width + at];
+    }
+    sum
 }
 
 /// The product at `at` of a row, with its bias.
@@ -149,27 +183,24 @@ fn biased<A: Float, B: Float, C: Float>(
     first: &Tensor<A>,
     second: &Tensor<B>,
     third: &Tensor<C>,
+    rows: usize,
     row: usize,
     at: usize,
     #[comptime] finish: Finish,
 ) -> f32 {
-    let width = comptime!(finish.ends[2].0);
-    let (first_end, second_end) = comptime!((finish.ends[0].0, finish.ends[1].0));
-    let mut value = products[row * width + at];
+    let parts = comptime!(finish.parts);
+    let width = comptime!(finish.parts[2].end);
+    let (first_end, second_end) = comptime!((finish.parts[0].end, finish.parts[1].end));
     if at < first_end {
-        if comptime!(finish.ends[0].1) {
-            value += f32::cast_from(first[at]);
-        }
+        let value = product(products, rows, row, at, comptime!(parts[0]), width);
+        if comptime!(parts[0].has_bias) { value + f32::cast_from(first[at]) } else { value }
     } else if at < second_end {
-        if comptime!(finish.ends[1].1) {
-            value += f32::cast_from(second[at - first_end]);
-        }
+        let value = product(products, rows, row, at, comptime!(parts[1]), width);
+        if comptime!(parts[1].has_bias) { value + f32::cast_from(second[at - first_end]) } else { value }
     } else {
-        if comptime!(finish.ends[2].1) {
-            value += f32::cast_from(third[at - second_end]);
-        }
+        let value = product(products, rows, row, at, comptime!(parts[2]), width);
+        if comptime!(parts[2].has_bias) { value + f32::cast_from(third[at - second_end]) } else { value }
     }
-    value
 }
 
 /// The error function as in `math/exp.rs`.
@@ -196,7 +227,34 @@ fn activated(value: f32, #[comptime] activation: Activation) -> f32 {
     }
 }
 
-/// Bias, activation, residual and norm of a row.
+/// Value `at` of a row after bias, activation and residual.
+#[cube]
+fn finished<A: Float, B: Float, C: Float, R: Float>(
+    products: &Tensor<f32>,
+    first: &Tensor<A>,
+    second: &Tensor<B>,
+    third: &Tensor<C>,
+    residual: &Tensor<R>,
+    rows: usize,
+    row: usize,
+    at: usize,
+    #[comptime] finish: Finish,
+) -> f32 {
+    let width = comptime!(finish.outputs());
+    let mut value = biased::<A, B, C>(products, first, second, third, rows, row, at, finish);
+    if comptime!(finish.activation == Activation::GatedSilu) {
+        let up = biased::<A, B, C>(products, first, second, third, rows, row, at + width, finish);
+        value = value / (1.0f32 + f32::exp(-value)) * up;
+    } else {
+        value = activated(value, finish.activation);
+    }
+    if comptime!(finish.has_residual) {
+        value += f32::cast_from(residual[row * width + at]);
+    }
+    value
+}
+
+/// Bias, activation, residual and norm: with a norm a cube has a row, without one a unit has a value.
 #[cube(launch)]
 fn finish_kernel<A: Float, B: Float, C: Float, R: Float, P: Float, Q: Float, F: Float>(
     products: &Tensor<f32>,
@@ -218,42 +276,33 @@ fn finish_kernel<A: Float, B: Float, C: Float, R: Float, P: Float, Q: Float, F: 
     #[define(Q)] _beta_type: ElemType,
     #[define(F)] _out_type: ElemType,
 ) {
-    let width = comptime!(finish.ends[2].0 / finish.activation.inputs());
-    // Without a norm a row need not be held.
-    let mut values = Shared::<[f32]>::new_slice(comptime!(if finish.norm.is_some() { width } else { 1 }));
-    let mut sums = Shared::<[f32]>::new_slice(units);
-    let unit = UNIT_POS as usize;
-    let row = min(CUBE_POS, rows - 1);
-    let is_inside = CUBE_POS < rows;
-    let steps = comptime!(width.div_ceil(units));
-    for i in 0..steps {
-        let at = i * units + unit;
-        if at < width {
-            let mut value = biased::<A, B, C>(products, first, second, third, row, at, finish);
-            if comptime!(finish.activation == Activation::GatedSilu) {
-                let up = biased::<A, B, C>(products, first, second, third, row, at + width, finish);
-                value = value / (1.0f32 + f32::exp(-value)) * up;
-            } else {
-                value = activated(value, finish.activation);
-            }
-            if comptime!(finish.has_residual) {
-                value += f32::cast_from(residual[row * width + at]);
-            }
-            if comptime!(finish.norm.is_some()) {
-                values[at] = value;
-            } else if is_inside {
-                out[row * width + at] = F::cast_from(value);
+    let width = comptime!(finish.outputs());
+    if let Some(norm) = comptime!(finish.norm) {
+        let mut values = Shared::<[f32]>::new_slice(width);
+        let mut sums = Shared::<[f32]>::new_slice(units);
+        let unit = UNIT_POS as usize;
+        // Cubes beyond the last row work on it again: all of them reach every barrier.
+        let row = min(CUBE_POS, rows - 1);
+        let steps = comptime!(width.div_ceil(units));
+        for i in 0..steps {
+            let at = i * units + unit;
+            if at < width {
+                values[at] = finished::<A, B, C, R>(products, first, second, third, residual, rows, row, at, finish);
             }
         }
-    }
-    if let Some(norm) = comptime!(finish.norm) {
         sync_cube();
         norm_row::<P, Q>(&mut values, &mut sums, gamma, beta, width, units, norm);
         for i in 0..steps {
             let at = i * units + unit;
-            if at < width && is_inside {
+            if at < width && CUBE_POS < rows {
                 out[row * width + at] = F::cast_from(values[at]);
             }
+        }
+    } else {
+        let (row, at) = (ABSOLUTE_POS / width, ABSOLUTE_POS % width);
+        if row < rows {
+            let value = finished::<A, B, C, R>(products, first, second, third, residual, rows, row, at, finish);
+            out[ABSOLUTE_POS] = F::cast_from(value);
         }
     }
 }
@@ -326,7 +375,7 @@ pub(super) fn project(x: FloatTensor<CubeBackend>, with: ProjectionTensors<CubeB
     let n = shape[last];
     let rows = shape.num_elements() / n.max(1);
     let x = into_contiguous(x);
-    let (width, outputs) = with.widths();
+    let outputs = with.widths().1;
     let has_post_norm = !matches!(with.post_norm, NormTensors::Absent);
     if rows == 0 || (has_post_norm && !row::fits(&x, outputs)) {
         return definition::project::<CubeBackend>(x, with);
@@ -348,38 +397,110 @@ pub(super) fn project(x: FloatTensor<CubeBackend>, with: ProjectionTensors<CubeB
     };
     let x = into_contiguous(x);
 
-    let products = empty_like(&x, Shape::from([rows, width]), DType::F32);
-    let (mut ends, mut biases, mut end) = ([(width, false); 3], [const { None }; 3], 0);
-    for (i, weight) in weights.into_weights().enumerate() {
+    let mut biases = [const { None }; 3];
+    let weights = weights.into_weights().enumerate().map(|(i, weight)| {
         let CodedTensors { codes, scales, dictionary, bias, layout, .. } = weight;
-        linear::into_columns(x.clone(), Weight::new(codes, scales, dictionary, layout), &products, end);
-        end += layout.shape().d_output();
         biases[i] = bias.into_option().map(into_contiguous);
-        ends[i] = (end, biases[i].is_some());
-    }
-    // Behind the last weight there is nothing.
-    ends[2].0 = width;
+        Weight::new(codes, scales, dictionary, layout)
+    });
+    let weights = weights.collect();
     shape[last] = outputs;
+    let (norm, gamma, beta) = parameters(post_norm, &x);
+    let Products { values, mut parts } = Products::new(x, weights);
+    biases.iter().zip(&mut parts).for_each(|(bias, part)| part.has_bias = bias.is_some());
     let is_finished = biases.iter().all(Option::is_none)
         && activation == Activation::Identity
-        && matches!((&residual, has_post_norm), (OptionalTensor::Absent, false));
-    if is_finished && dtype == DType::F32 {
-        return CubeBackend::float_reshape(products, shape);
+        && matches!((&residual, norm), (OptionalTensor::Absent, None));
+    if is_finished {
+        return Products { values, parts }.into_tensor(shape, dtype);
     }
     let residual = residual.into_option().map(into_contiguous);
-    let (kind, gamma, beta) = parameters(post_norm, &products);
-    let finish = Finish { ends, activation, has_residual: residual.is_some(), norm: kind };
-    let [first, second, third] = biases.map(|bias| bias.unwrap_or_else(|| products.clone()));
-    let residual = residual.unwrap_or_else(|| products.clone());
+    let finish = Finish { parts, activation, has_residual: residual.is_some(), norm };
+    let [first, second, third] = biases.map(|bias| bias.unwrap_or_else(|| values.clone()));
+    let residual = residual.unwrap_or_else(|| values.clone());
+    finish_products(values, [first, second, third, residual, gamma, beta], finish, shape, dtype)
+}
+
+/// The products of one input with one to three weights.
+struct Products {
+    /// F32, `[slices, rows, width]`.
+    values: CubeTensor,
+    parts: [Part; 3],
+}
+
+impl Products {
+    /// `x` is `[rows, d_input]`, contiguous.
+    fn new(x: CubeTensor, weights: Vec<Weight>) -> Self {
+        let rows = x.shape()[0];
+        let slices = weights.iter().map(|weight| match weight.layout {
+            CodecLayout::Nibble(layout) => lookup::slices(&x, &layout, rows),
+            CodecLayout::Trellis(layout) if tiles::takes(&layout) => tiles::slices(&x, &layout, rows),
+            CodecLayout::Uniform(layout) if levels::takes(&layout) => levels::slices(&x, &layout, rows),
+            _ => 1,
+        });
+        let slices: Vec<usize> = slices.collect();
+        let width = weights.iter().map(|weight| weight.layout.shape().d_output()).sum();
+        let most = slices.iter().copied().max().unwrap_or(1);
+        let values = empty_like(&x, Shape::from([most, rows, width]), DType::F32);
+        // Behind the last weight there is nothing.
+        let mut parts = [Part { end: width, slices: 1, has_bias: false }; 3];
+        let mut start = 0;
+        for ((weight, slices), part) in weights.into_iter().zip(slices).zip(&mut parts) {
+            let end = start + weight.layout.shape().d_output();
+            match weight.layout {
+                CodecLayout::Nibble(layout) => lookup::into_columns(x.clone(), weight, layout, &values, start),
+                CodecLayout::Trellis(layout) if tiles::takes(&layout) => {
+                    tiles::into_columns(x.clone(), weight, layout, &values, start);
+                }
+                CodecLayout::Uniform(layout) if levels::takes(&layout) => {
+                    levels::into_columns(x.clone(), weight, layout, &values, start);
+                }
+                _ => linear::into_columns(x.clone(), weight, &values, start),
+            }
+            *part = Part { end, slices, has_bias: false };
+            start = end;
+        }
+        parts[2].end = width;
+        Self { values, parts }
+    }
+
+    /// The products as they are, of `dtype`.
+    fn into_tensor(self, shape: Shape, dtype: DType) -> CubeTensor {
+        if self.parts.iter().all(|part| part.slices == 1) && dtype == DType::F32 {
+            return CubeBackend::float_reshape(self.values, shape);
+        }
+        let finish = Finish { parts: self.parts, activation: Activation::Identity, has_residual: false, norm: None };
+        let others = std::array::from_fn(|_| self.values.clone());
+        finish_products(self.values, others, finish, shape, dtype)
+    }
+}
+
+/// [`PixelBackend::pattern_linear`]: `x` is `[rows, d_input]`, contiguous, of any float type, which the result has too.
+pub(super) fn linear(x: CubeTensor, weight: Weight) -> CubeTensor {
+    let (shape, dtype) = (Shape::from([x.shape()[0], weight.layout.shape().d_output()]), x.dtype);
+    Products::new(x, vec![weight]).into_tensor(shape, dtype)
+}
+
+/// `others` are the three biases, the residual, γ and β; those that `finish` does not ask for may be any floats.
+fn finish_products(
+    products: CubeTensor,
+    others: [CubeTensor; 6],
+    finish: Finish,
+    shape: Shape,
+    dtype: DType,
+) -> CubeTensor {
+    let rows = products.shape()[1];
     let out = empty_like(&products, shape, dtype);
     let client = out.client.clone();
-    let units = row::units(&out, outputs);
+    let units = row::units(&out, finish.outputs());
     let cube_dim = CubeDim::new_1d(units);
-    let types = [&first, &second, &third, &residual, &gamma, &beta, &out];
-    let types = types.map(|tensor| dtype_to_storage_type(tensor.dtype));
+    // With a norm a cube has a row.
+    let needed = if finish.norm.is_some() { rows * units as usize } else { rows * finish.outputs() };
+    let types = others.each_ref().map(|tensor| dtype_to_storage_type(tensor.dtype));
+    let [first, second, third, residual, gamma, beta] = others;
     finish_kernel::launch(
         &client,
-        cubecl::calculate_cube_count_elemwise(&client, rows * units as usize, cube_dim),
+        cubecl::calculate_cube_count_elemwise(&client, needed, cube_dim),
         cube_dim,
         products.into_tensor_arg(),
         first.into_tensor_arg(),
@@ -398,7 +519,7 @@ pub(super) fn project(x: FloatTensor<CubeBackend>, with: ProjectionTensors<CubeB
         types[3],
         types[4],
         types[5],
-        types[6],
+        dtype_to_storage_type(dtype),
     );
     out
 }

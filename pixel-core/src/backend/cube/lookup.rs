@@ -1,0 +1,417 @@
+//! Products with nibbles by tables: for each nibble of a row the sixteen values that it can add to a sum, made once for
+//! all rows and looked up by each.
+//!
+//! A cube has the tables of a run of fields in shared memory. The units of a line, a plane where its size is known, lie
+//! side by side over fields: each loads 16 bytes, a field of the 32 rows of a strip, so that a line reads without a
+//! gap; it looks up 32 values in its own table and adds them to 32 sums. Entry `i` of the tables of a line lies in
+//! `[i][unit]`: no two units of a line ever want the same bank of the memory. The sums of a strip are added up across
+//! the line when all fields of the cube are done.
+//!
+//! Fields of a row are shared out among cubes (*slices*) where there are too few rows to give work to the device; what
+//! follows the product adds the slices up.
+
+use super::Weight;
+use super::machine::{Machine, Reduction};
+use crate::codec::nibble::{NibbleLayout, PATTERNS, STRIP};
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::prelude::*;
+
+/// Rows of `x` for which a cube has tables at a time.
+const BATCH: usize = 4;
+
+/// How a product is shared out, as constants of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Schedule {
+    /// Units of a line.
+    width: usize,
+    reduction: Reduction,
+    /// Lines of a cube; each has a strip of its own.
+    lines: usize,
+    /// Strips that a line takes one after the other.
+    rounds: usize,
+    /// Fields of a cube, a multiple of `width`.
+    fields: usize,
+    /// Rows of `x` of a cube.
+    batch: usize,
+}
+
+impl Schedule {
+    /// The schedule that costs `machine` least, for `batch` rows.
+    fn new(machine: &Machine, layout: &NibbleLayout, batch: usize) -> Self {
+        let Machine { width, reduction, .. } = *machine;
+        let smallest = Self { width, reduction, lines: 1, rounds: 1, fields: width, batch: 1 };
+        let mut best = (usize::MAX, smallest);
+        let doubling = |from: usize, to: usize| {
+            std::iter::successors(Some(from), |value| Some(value * 2)).take_while(move |value| *value <= to)
+        };
+        let most_fields = (8 * width).max(512).min(layout.fields().next_multiple_of(width).next_power_of_two());
+        let most_units = machine.units.min(256);
+        for fields in doubling(width, most_fields.max(width)) {
+            for lines in doubling(1, (most_units / width).max(1)) {
+                for rounds in 1..=12 {
+                    for batch in doubling(1, batch.next_power_of_two().min(BATCH)) {
+                        let schedule = Self { lines, rounds, fields, batch, ..smallest };
+                        if schedule.shared() <= machine.shared {
+                            let cost = schedule.cost(machine, layout, batch);
+                            best = if cost < best.0 { (cost, schedule) } else { best };
+                        }
+                    }
+                }
+            }
+        }
+        best.1
+    }
+
+    /// Bytes of shared memory.
+    const fn shared(&self) -> usize {
+        (self.fields * PATTERNS * self.batch + self.scratch()) * size_of::<f32>()
+    }
+
+    /// Values of shared memory through which sums are added up.
+    const fn scratch(&self) -> usize {
+        match self.reduction {
+            Reduction::Plane => 1,
+            Reduction::Shared => self.lines * CHUNK * (self.width + 1),
+        }
+    }
+
+    /// Cycles that a multiprocessor works, about: one that looks up 32 values a cycle, and has four multiply-adds for
+    /// each.
+    fn cost(&self, machine: &Machine, layout: &NibbleLayout, batch: usize) -> usize {
+        // Four values of a pattern are loaded at a time; its sum is stored, and the input loaded once for all.
+        let pattern = layout.span() * 5 / 4 + 8;
+        let tables = self.fields * self.batch * (PATTERNS * pattern + 2 * layout.span()) / (4 * 32);
+        let sums = 64 * self.batch;
+        let lookups = self.lines * self.rounds * (self.fields * self.batch + sums);
+        let cubes = self.slices(layout) * self.blocks(layout) * batch.div_ceil(self.batch);
+        let busy = cubes.div_ceil(machine.processors) * (tables + lookups);
+        // Too few planes wait for memory, each at its turn.
+        let planes = cubes * self.lines * self.width / 32 / machine.processors;
+        let waiting = busy * 8 / planes.clamp(1, 8);
+        // Partial sums are written and read again.
+        let partial = self.slices(layout) * batch * layout.shape.d_output() * 8 / (32 * machine.processors);
+        waiting + partial
+    }
+
+    /// Cubes that share the fields of a row.
+    const fn slices(&self, layout: &NibbleLayout) -> usize {
+        layout.fields().div_ceil(self.fields)
+    }
+
+    /// Cubes that share the strips.
+    const fn blocks(&self, layout: &NibbleLayout) -> usize {
+        layout.strips().div_ceil(self.lines * self.rounds)
+    }
+
+    /// Groups of fields, one for each unit of a line.
+    const fn groups(&self) -> usize {
+        self.fields / self.width
+    }
+}
+
+/// Rows of a strip whose sums go through shared memory at a time.
+const CHUNK: usize = 8;
+
+#[cube(launch_unchecked)]
+fn lookup_kernel<X: Float>(
+    x: &Tensor<X>,
+    codes: &Tensor<Vector<u32, Const<4>>>,
+    scales: &Tensor<f32>,
+    dictionary: &Tensor<Vector<f32, Const<4>>>,
+    out: &mut Tensor<f32>,
+    batch: usize,
+    stride: usize,
+    first_column: usize,
+    #[comptime] layout: NibbleLayout,
+    #[comptime] plan: Schedule,
+    #[define(X)] _x_type: ElemType,
+) {
+    let (width, lines) = comptime!((plan.width, plan.lines));
+    let (slices, blocks) = comptime!((plan.slices(&layout), plan.blocks(&layout)));
+    let (strips, groups) = comptime!((layout.strips(), plan.groups()));
+    let strip_vectors = comptime!(layout.strip_words() / 4);
+    let d_output = comptime!(layout.shape.d_output());
+    let table_len = comptime!(plan.fields * PATTERNS);
+    let mut tables = Shared::<[f32]>::new_slice(comptime!(table_len * plan.batch));
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(plan.scratch()));
+    let (unit, line) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
+
+    // Cubes beyond the last work on it again and write nothing, so that all reach every barrier.
+    let count = slices * blocks * ((batch + comptime!(plan.batch - 1)) / plan.batch);
+    let is_inside = CUBE_POS < count;
+    let cube = min(CUBE_POS, count - 1);
+    let slice = cube % slices;
+    let block = cube / slices % blocks;
+    let first_row = cube / (slices * blocks) * plan.batch;
+    let first_field = slice * plan.fields;
+
+    make_tables::<X>(x, dictionary, &mut tables, first_row, first_field, batch, layout, plan);
+    sync_cube();
+
+    for round in 0..plan.rounds {
+        let strip = (block * plan.rounds + round) * lines + line;
+        let start = min(strip, comptime!(strips - 1)) * strip_vectors;
+        let mut sums = Array::<f32>::new(comptime!(plan.batch * STRIP));
+        #[unroll]
+        for i in 0..comptime!(plan.batch * STRIP) {
+            sums[i] = 0.0f32;
+        }
+        // A field beyond the last has a table of zeros: any code will do.
+        let mut words = codes[start + min(first_field + unit, comptime!(strip_vectors - 1))];
+        #[unroll(groups <= 4)]
+        for group in 0..groups {
+            // What comes next is on its way while this is looked up.
+            let field = first_field + (group + 1) * width + unit;
+            let next = codes[start + min(field, comptime!(strip_vectors - 1))];
+            let table = (group * comptime!(PATTERNS * width) + unit) * 4;
+            #[unroll]
+            for w in 0..4usize {
+                let word = words.extract(w);
+                #[unroll]
+                for n in 0..8usize {
+                    // Nibbles of a byte are rows 16 apart.
+                    let row = comptime!(w * 4 + n / 2 + n % 2 * 16);
+                    // Counted in bytes, and divided: what is left of both is that no address is multiplied.
+                    let entry = (table | (place(word, n, comptime!(4 * width)) as usize)) / 4;
+                    #[unroll]
+                    for b in 0..plan.batch {
+                        sums[comptime!(b * STRIP + row)] += tables[comptime!(b * table_len) + entry];
+                    }
+                }
+            }
+            words = next;
+        }
+        #[unroll]
+        for b in 0..plan.batch {
+            let at = (slice * batch + first_row + b) * stride + first_column;
+            let is_written = is_inside && strip < strips && first_row + b < batch;
+            if comptime!(plan.reduction == Reduction::Plane) {
+                add_up_plane(&mut sums, comptime!(b * STRIP), width);
+                let kept = comptime!(if width < STRIP { STRIP / width } else { 1 });
+                #[unroll]
+                for i in 0..kept {
+                    let row = strip * STRIP + unit * STRIP / width + i;
+                    // In a plane of 64 units two have the sum of a row.
+                    let is_first = unit * STRIP % width < STRIP;
+                    if is_written && is_first && row < d_output {
+                        out[at + row] = sums[comptime!(b * STRIP + i)] * scales[row];
+                    }
+                }
+            } else {
+                #[unroll]
+                for chunk in 0..comptime!(STRIP / CHUNK) {
+                    #[unroll]
+                    for i in 0..CHUNK {
+                        scratch[(line * CHUNK + i) * comptime!(width + 1) + unit] =
+                            sums[comptime!(b * STRIP + chunk * CHUNK + i)];
+                    }
+                    sync_cube();
+                    let row = strip * STRIP + comptime!(chunk * CHUNK) + unit;
+                    if unit < CHUNK {
+                        let mut sum = 0.0f32;
+                        for i in 0..width {
+                            sum += scratch[(line * CHUNK + unit) * comptime!(width + 1) + i];
+                        }
+                        if is_written && row < d_output {
+                            out[at + row] = sum * scales[row];
+                        }
+                    }
+                    sync_cube();
+                }
+            }
+        }
+    }
+}
+
+/// Nibble `n` of `word` times `width`, a power of two.
+#[cube]
+fn place(word: u32, #[comptime] n: usize, #[comptime] width: usize) -> u32 {
+    let (from, to) = comptime!((4 * n as u32, width.trailing_zeros()));
+    let moved = if comptime!(from >= to) { word >> comptime!(from - to) } else { word << comptime!(to - from) };
+    moved & comptime!(15 * width as u32)
+}
+
+/// The tables of the cube's fields: entry `i` of field `f` is `Σ_j x[start(f) + j] · D[f mod P][i][j]`.
+#[cube]
+fn make_tables<X: Float>(
+    x: &Tensor<X>,
+    dictionary: &Tensor<Vector<f32, Const<4>>>,
+    tables: &mut Shared<[f32]>,
+    first_row: usize,
+    first_field: usize,
+    batch: usize,
+    #[comptime] layout: NibbleLayout,
+    #[comptime] plan: Schedule,
+) {
+    let (width, units) = comptime!((plan.width, plan.width * plan.lines));
+    let (span, period) = comptime!((layout.span(), layout.period()));
+    let n = comptime!(layout.shape.d_input());
+    let table_len = comptime!(plan.fields * PATTERNS);
+    let mut window = Array::<f32>::new(span);
+    // Units side by side take fields of one sub-dictionary, so that all read the same pattern.
+    let share = comptime!(plan.fields.div_ceil(period));
+    let turns = comptime!((share * period).div_ceil(units));
+    #[unroll]
+    for b in 0..plan.batch {
+        let start = min(first_row + b, batch - 1) * n;
+        for turn in 0..turns {
+            let at = turn * units + UNIT_POS as usize;
+            let part = at / share;
+            let local = (part + period - first_field % period) % period + at % share * period;
+            if part < period && local < plan.fields {
+                let column = first_column_of(first_field + local, layout);
+                if column + span <= n {
+                    #[unroll]
+                    for j in 0..span {
+                        window[j] = f32::cast_from(x[start + column + j]);
+                    }
+                } else {
+                    // The last windows reach over the edge.
+                    #[unroll]
+                    for j in 0..span {
+                        let value = f32::cast_from(x[start + min(column + j, comptime!(n - 1))]);
+                        window[j] = select(column + j < n, value, 0.0f32);
+                    }
+                }
+                let place = comptime!(b * table_len) + local / width * comptime!(PATTERNS * width) + local % width;
+                for pattern in 0..PATTERNS {
+                    let values = (part * PATTERNS + pattern) * comptime!(span / 4);
+                    let mut sum = 0.0f32;
+                    #[unroll]
+                    for j in 0..comptime!(span / 4) {
+                        let four = dictionary[values + j];
+                        #[unroll]
+                        for k in 0..4usize {
+                            sum += window[comptime!(4 * j + k)] * four.extract(k);
+                        }
+                    }
+                    tables[place + pattern * width] = sum;
+                }
+            }
+        }
+    }
+}
+
+/// The first column that nibble `t` reaches: see `NibbleLayout::start`.
+#[cube]
+fn first_column_of(t: usize, #[comptime] layout: NibbleLayout) -> usize {
+    let per_eight = comptime!(layout.per_eight);
+    if comptime!(layout.windows == crate::codec::nibble::Windows::Grouped) {
+        t / per_eight * 8
+    } else {
+        t * 8 / per_eight
+    }
+}
+
+/// Adds up 32 sums across the `width` units of a plane. Each halving leaves a unit half of its sums: unit `u` ends with
+/// those of rows `u · 32 / width` and the following, at the places from `first` on.
+#[cube]
+fn add_up_plane(sums: &mut Array<f32>, #[comptime] first: usize, #[comptime] width: usize) {
+    let unit = UNIT_POS_X;
+    #[unroll]
+    for level in 0..comptime!(width.trailing_zeros() as usize) {
+        let mask = comptime!(width as u32 >> (level + 1));
+        let half = comptime!(STRIP >> (level + 1));
+        let is_upper = unit & mask != 0u32;
+        if comptime!(half > 0) {
+            #[unroll]
+            for i in 0..half {
+                let (low, high) = (sums[comptime!(first + i)], sums[comptime!(first + half + i)]);
+                let (kept, given) = (select(is_upper, high, low), select(is_upper, low, high));
+                sums[comptime!(first + i)] = kept + plane_shuffle_xor(given, mask);
+            }
+        } else {
+            sums[first] += plane_shuffle_xor(sums[first], mask);
+        }
+    }
+}
+
+/// The slices of a product with a weight of `layout` and `batch` rows: how many parts of `out` [`into_columns`] writes.
+pub(super) fn slices(like: &CubeTensor, layout: &NibbleLayout, batch: usize) -> usize {
+    Schedule::new(&Machine::new(&like.client), layout, batch).slices(layout)
+}
+
+/// `x · Wᵀ` in parts: `x` is `[batch, d_input]`, contiguous, of any float type; `out` is F32, `[slices, batch, …]`, and
+/// the sum over its slices in the columns from `first` on is the product.
+pub(super) fn into_columns(x: CubeTensor, weight: Weight, layout: NibbleLayout, out: &CubeTensor, first: usize) {
+    let batch = x.shape()[0];
+    let client = out.client.clone();
+    let schedule = Schedule::new(&Machine::new(&client), &layout, batch);
+    let cube_dim = CubeDim::new_2d(schedule.width as u32, schedule.lines as u32);
+    let cubes = schedule.slices(&layout) * schedule.blocks(&layout) * batch.div_ceil(schedule.batch);
+    let count = calculate_cube_count_elemwise(&client, cubes * cube_dim.num_elems() as usize, cube_dim);
+    let (x_type, stride) = (dtype_to_storage_type(x.dtype), out.shape()[2]);
+    // SAFETY: the kernel reads and writes within these tensors: `Weight` has checked the lengths of its own against the
+    // layout, `x` has `batch` rows of `d_input` values, and `out` a column for each row of the weight from `first` on,
+    // in every slice.
+    unsafe {
+        lookup_kernel::launch_unchecked(
+            &client,
+            count,
+            cube_dim,
+            x.into_tensor_arg(),
+            weight.codes.into_tensor_arg(),
+            weight.scales.into_tensor_arg(),
+            weight.dictionary.into_tensor_arg(),
+            out.clone().into_tensor_arg(),
+            batch,
+            stride,
+            first,
+            layout,
+            schedule,
+            x_type,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::nibble::Windows;
+    use crate::matrix::Shape;
+
+    const LARGE: Machine =
+        Machine { processors: 132, shared: 227 << 10, units: 1024, width: 32, reduction: Reduction::Plane };
+    const SMALL: Machine =
+        Machine { processors: 16, shared: 16 << 10, units: 256, width: 32, reduction: Reduction::Shared };
+
+    fn layout(per_eight: usize, [d_output, d_input]: [usize; 2]) -> NibbleLayout {
+        NibbleLayout { shape: Shape::new(d_output, d_input).unwrap(), per_eight, windows: Windows::Lapped { span: 16 } }
+    }
+
+    #[test]
+    fn a_schedule_fits_the_machine_and_leaves_nothing_out() {
+        for machine in [LARGE, SMALL, Machine { width: 8, ..LARGE }, Machine { width: 64, ..SMALL }] {
+            for shape in [[1, 1], [37, 43], [576, 1536], [4096, 4096], [11008, 4096], [4096, 11008]] {
+                for (per_eight, batch) in [(2, 1), (3, 2), (4, 8), (5, 3), (8, 128)] {
+                    let layout = layout(per_eight, shape);
+                    let schedule = Schedule::new(&machine, &layout, batch);
+                    let context = format!("{machine:?} {shape:?} {per_eight} {batch}: {schedule:?}");
+                    assert!(schedule.shared() <= machine.shared, "{context}");
+                    assert!(schedule.lines * schedule.width <= machine.units, "{context}");
+                    assert_eq!(schedule.fields % schedule.width, 0, "{context}");
+                    let (slices, blocks) = (schedule.slices(&layout), schedule.blocks(&layout));
+                    assert!(slices * schedule.fields >= layout.fields(), "{context}");
+                    assert!((slices - 1) * schedule.fields < layout.fields(), "{context}");
+                    assert!(blocks * schedule.lines * schedule.rounds >= layout.strips(), "{context}");
+                    assert!(schedule.batch <= batch.next_power_of_two().min(BATCH), "{context}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_multiprocessor_gets_work() {
+        for shape in [[4096, 4096], [11008, 4096], [4096, 11008]] {
+            let layout = layout(4, shape);
+            let schedule = Schedule::new(&LARGE, &layout, 1);
+            let cubes = schedule.slices(&layout) * schedule.blocks(&layout);
+            let rounds = cubes.div_ceil(LARGE.processors);
+            let busy = cubes as f64 / (rounds * LARGE.processors) as f64;
+            assert!(busy > 0.8, "{shape:?}: {cubes} cubes, {schedule:?}");
+        }
+    }
+}
