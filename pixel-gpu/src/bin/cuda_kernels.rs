@@ -100,7 +100,9 @@ fn main() -> Result<()> {
     print(&rows)?;
     if let Some(path) = &arguments.write_budget {
         let budget: BTreeMap<String, Budget> = rows.iter().map(|row| (row.name(), row.budget())).collect();
-        let text = serde_json::to_string_pretty(&budget)? + "\n";
+        // A kernel a line, so that differences can be read.
+        let lines = budget.iter().map(|(name, budget)| Ok(format!("  {name:?}: {}", serde_json::to_string(budget)?)));
+        let text = format!("{{\n{}\n}}\n", lines.collect::<Result<Vec<_>>>()?.join(",\n"));
         fs::write(path, text).with_context(|| path.display().to_string())?;
     }
     match &arguments.budget {

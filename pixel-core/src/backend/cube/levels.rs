@@ -214,7 +214,7 @@ fn levels_kernel<X: Float>(
                 for p in 0..parts {
                     let group = min(col + comptime!(p * part), comptime!(n - 1)) / comptime!(layout.group);
                     let zero = levels
-                        [(decode::zero_index(codes, source, group, layout) * comptime!(4 * plan.copies) | copy) / 4];
+                        [((decode::zero_index(codes, source, group, layout) * comptime!(4 * plan.copies)) | copy) / 4];
                     let scale = scales[source * comptime!(layout.num_groups()) + group];
                     let mut products = Array::<f32>::new(plan.batch);
                     #[unroll]
@@ -228,7 +228,7 @@ fn levels_kernel<X: Float>(
                         let next = comptime!(if word + 1 < bits { word + 1 } else { word });
                         let index = decode::field(words[word], words[next], shift.runtime(), layout.bits);
                         // Counted in bytes, and divided: what is left of both is that no address is multiplied.
-                        let level = levels[(index as usize * comptime!(4 * plan.copies) | copy) / 4];
+                        let level = levels[((index as usize * comptime!(4 * plan.copies)) | copy) / 4];
                         #[unroll]
                         for b in 0..plan.batch {
                             products[b] += level * values[comptime!(b * RUN + at)];
