@@ -8,7 +8,8 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 # Cargo keeps what it unpacks from its registry of packages not yet published by name and version, whatever they hold.
 rm -rf "${CARGO_HOME:-$HOME/.cargo}"/registry/{src,cache}/-*/pixel-*
 # Whether they compile is all that matters here.
-cargo package --workspace --exclude pixel-bench --exclude pixel-examples --config profile.dev.debug=false "$@"
+cargo package --workspace --exclude pixel-bench --exclude pixel-examples --exclude pixel-gpu \
+    --exclude pixel-recording-driver --config profile.dev.debug=false "$@"
 
 packages="$CARGO_TARGET_DIR/trial/packages"
 rm -rf "$packages"
