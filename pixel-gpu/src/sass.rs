@@ -244,19 +244,6 @@ impl Code {
         self.len() == 0
     }
 
-    /// The innermost loop that reads most from `by`.
-    pub fn hottest(&self, by: impl Fn(&Counts) -> f64) -> Option<&Loop> {
-        let is_inner = |one: &&Loop| {
-            !self.loops.iter().any(|other| {
-                other.range != one.range
-                    && one.range.contains(other.range.start())
-                    && one.range.contains(other.range.end())
-            })
-        };
-        let inner = self.loops.iter().filter(is_inner).filter(|one| by(&one.body) > 0.0);
-        inner.max_by(|a, b| by(&a.body).total_cmp(&by(&b.body)))
-    }
-
     /// The instructions of a warp that goes through the whole code; a loop whose counter does not tell runs `unknown`
     /// times. Branches that leave something out are not taken.
     pub fn total(&self, unknown: f64) -> Counts {
@@ -361,8 +348,6 @@ mod tests {
         let expected =
             Counts { all: 6.0, fma: 1.0, alu: 2.0, shared: 1.0, memory: 1.0, bytes: 16.0, ..Counts::default() };
         assert_eq!(one.body, expected);
-        assert_eq!(code.hottest(|counts| counts.shared), Some(one));
-        assert_eq!(code.hottest(|counts| counts.tensor), None);
         let total = code.total(1.0);
         assert_eq!((total.all, total.shared, total.bytes), (12.0 * 6.0 + 5.0, 12.0, 192.0));
     }
