@@ -11,7 +11,7 @@ use burn::module::Module;
 use burn::nn::{DropoutConfig, LayerNorm};
 use burn::tensor::{Bool, DType, Int, Tensor, assert_shape, s};
 use pixel_nn::attention::PIXELAttention;
-use pixel_nn::{Projection, ProjectionStep};
+use pixel_nn::{FeedForward, Projection};
 
 /// What may stand before the names of the tensors; a base model saved by itself has nothing.
 const PREFIXES: [&str; 3] = ["", "bert.", "model."];
@@ -224,9 +224,7 @@ impl BertLayer {
     /// As [`PIXELAttention::attend`].
     pub fn forward(&self, states: Tensor<3>, mask_pad: Option<Tensor<2, Bool>>) -> Tensor<3> {
         let (attention_norm, output_norm) = ((&self.attention_norm, self.epsilon), (&self.output_norm, self.epsilon));
-        let states = self.attention.block().with_post_norm(attention_norm).forward(states, mask_pad);
-        let inner = ProjectionStep::new([&self.intermediate]).with_activation(self.activation);
-        let output = ProjectionStep::new([&self.output]).with_residual(states.clone()).with_post_norm(output_norm);
-        output.forward(inner.forward(states))
+        let mlp = FeedForward::new(&self.intermediate, &self.output, self.activation).with_post_norm(output_norm);
+        self.attention.block().with_post_norm(attention_norm).with_feed_forward(mlp).forward(states, mask_pad)
     }
 }

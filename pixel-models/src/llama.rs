@@ -10,8 +10,8 @@ use crate::weights::{LinearSize, TokenEmbedding, UnreadReason, WeightLoader, lay
 use burn::module::Module;
 use burn::nn::{DropoutConfig, RmsNorm};
 use burn::tensor::{DType, Int, Tensor, s};
-use pixel_nn::attention::{CacheFormat, KeyValueCache, PIXELAttention, Rotary};
-use pixel_nn::{Activation, Projection, ProjectionStep, SynthesisMode};
+use pixel_nn::attention::{AttentionBlock, CacheFormat, KeyValueCache, PIXELAttention, Rotary};
+use pixel_nn::{Activation, FeedForward, Projection, ProjectionStep, SynthesisMode};
 
 /// What may stand before the names of the layers' tensors; a base model saved by itself has nothing.
 const PREFIXES: [&str; 2] = ["model.", ""];
@@ -76,6 +76,46 @@ pub struct LlamaCache {
 }
 
 impl Llama {
+    /// A decoder of parts that are made elsewhere: weights multiplied from their codes, caches in F32.
+    ///
+    /// # Example
+    /// One with random patterns, such as is trained from scratch or timed:
+    /// ```
+    /// # #[cfg(feature = "flex")] {
+    /// use burn::nn::RmsNormConfig;
+    /// use burn::tensor::{Device, Int, Tensor};
+    /// use pixel_models::llama::{GatedMlp, LlamaLayer};
+    /// use pixel_models::{Llama, TokenEmbedding};
+    /// use pixel_nn::attention::{PIXELAttention, PIXELAttentionConfig, RotaryConfig};
+    /// use pixel_nn::{PIXELEmbeddingConfig, PIXELLinearConfig, Projection};
+    ///
+    /// let device = Device::flex();
+    /// let map = |from, to| Projection::from(PIXELLinearConfig::new(from, to).with_bias(false).init(&device));
+    /// let attention = PIXELAttentionConfig::new(64, 4).with_bias(false).with_causal(true);
+    /// let attention = attention.with_rotary(Some(RotaryConfig::new())).init(&device);
+    /// let (query, key, value, output) = (map(64, 64), map(64, 64), map(64, 64), map(64, 64));
+    /// let norm = || RmsNormConfig::new(64).init(&device);
+    /// let layer = LlamaLayer {
+    ///     input_norm: norm(),
+    ///     attention: PIXELAttention { query, key, value, output, ..attention },
+    ///     post_attention_norm: norm(),
+    ///     mlp: GatedMlp { gate: map(64, 96), up: map(64, 96), down: map(96, 64) },
+    /// };
+    /// let embedding = TokenEmbedding::Pixel(PIXELEmbeddingConfig::new(50, 64).init(&device));
+    /// let model = Llama::new(embedding, vec![layer], norm(), None);
+    /// assert_eq!(model.forward(Tensor::<2, Int>::from_data([[3, 1]], &device)).dims(), [1, 2, 50]);
+    /// # }
+    /// ```
+    pub fn new(
+        embed_tokens: TokenEmbedding,
+        layers: Vec<LlamaLayer>,
+        norm: RmsNorm,
+        lm_head: Option<Projection>,
+    ) -> Self {
+        let (synthesis, cache_format) = (SynthesisMode::OnDemand, CacheFormat::F32);
+        Self { embed_tokens, layers, norm, lm_head, synthesis, cache_format }
+    }
+
     /// Reads the parameters that `config` describes.
     ///
     /// # Errors
@@ -234,7 +274,7 @@ impl LlamaLayer {
 
     /// Reads a text, `[batch, seq, hidden_size]` to the same.
     pub fn forward(&self, states: Tensor<3>) -> Tensor<3> {
-        self.feed_forward(self.attention.block().with_norm(&self.input_norm).forward(states, None))
+        self.block().forward(states, None)
     }
 
     /// Reads new tokens, `[batch, seq, hidden_size]` to the same, and adds them to `cache`.
@@ -242,14 +282,13 @@ impl LlamaLayer {
     /// # Panics
     /// As [`PIXELAttention::forward_cached`].
     pub fn forward_cached(&self, states: Tensor<3>, cache: &mut KeyValueCache) -> Tensor<3> {
-        self.feed_forward(self.attention.block().with_norm(&self.input_norm).forward_cached(states, None, cache))
+        self.block().forward_cached(states, None, cache)
     }
 
-    fn feed_forward(&self, states: Tensor<3>) -> Tensor<3> {
+    fn block(&self) -> AttentionBlock<'_> {
         let GatedMlp { gate, up, down } = &self.mlp;
-        let inner = ProjectionStep::new([gate, up]).with_norm(&self.post_attention_norm);
-        let inner = inner.with_activation(Activation::GatedSilu).forward(states.clone());
-        ProjectionStep::new([down]).with_residual(states).forward(inner)
+        let mlp = FeedForward::gated(gate, up, down).with_norm(&self.post_attention_norm);
+        self.attention.block().with_norm(&self.input_norm).with_feed_forward(mlp)
     }
 }
 

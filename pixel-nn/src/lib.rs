@@ -94,6 +94,6 @@ pub use replace::{
     replace_linear_layers_with, replace_skeleton, replaced_parameters, restore_dense,
 };
 pub use shared_input::SharedInput;
-pub use step::{Activation, ProjectionStep};
+pub use step::{Activation, FeedForward, ProjectionStep};
 pub use synthesis::{SynthesisMode, WeightCache};
 pub use weight::{LowRankParams, PatternWeight, ProtectedParams};

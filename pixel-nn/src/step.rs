@@ -17,7 +17,7 @@ use burn::backend::Dispatch;
 use burn::nn::{LayerNorm, RmsNorm};
 use burn::tensor::Tensor;
 use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
-use pixel_core::backend::{NormTensors, ReadyProjection, ReadyWeight};
+use pixel_core::backend::{NormTensors, ReadyFeedForward, ReadyProjection, ReadyWeight};
 use pixel_core::synthesis::Arithmetic;
 
 pub use pixel_core::forward::Activation;
@@ -128,16 +128,22 @@ impl<'a, const N: usize, const D: usize> ProjectionStep<'a, N, D> {
     /// # Panics
     /// If the last axis of `x` is not `d_input`, or the residual has another shape than the outputs.
     pub fn forward(self, x: Tensor<D>) -> Tensor<D> {
-        let Some(weights) = self.ready() else { return self.in_parts(x) };
-        let operation = ReadyProjection {
+        match self.operation() {
+            Some(operation) => operation.run(x),
+            None => self.in_parts(x),
+        }
+    }
+
+    /// All of it as one operation, if all weights can be part of one.
+    fn operation(&self) -> Option<ReadyProjection<'a, N>> {
+        Some(ReadyProjection {
             biases: self.projections.map(|projection| bias(projection).map(Tensor::into_dispatch)),
             norm: self.norm.map_or(NormTensors::Absent, Norm::tensors),
             activation: self.activation,
-            residual: self.residual.map(Tensor::into_dispatch),
+            residual: self.residual.clone().map(Tensor::into_dispatch),
             post_norm: self.post_norm.map_or(NormTensors::Absent, Norm::tensors),
-            ..ReadyProjection::new(weights)
-        };
-        operation.run(x)
+            ..ReadyProjection::new(self.ready()?)
+        })
     }
 
     /// The weights as part of one operation, if all can be.
@@ -157,6 +163,100 @@ impl<'a, const N: usize, const D: usize> ProjectionStep<'a, N, D> {
         let y = activate(outputs.to_vec(), self.activation);
         let y = self.residual.into_iter().fold(y, |y, residual| residual + y);
         self.post_norm.map_or(y.clone(), |norm| norm.forward(y))
+    }
+}
+
+/// The MLP of a transformer's layer, by reference: `post(x + down(activation(inner(norm(x)))))`, the norms optional.
+///
+/// # Example
+/// ```
+/// # #[cfg(feature = "flex")] {
+/// use burn::nn::RmsNormConfig;
+/// use burn::tensor::{Device, Tensor};
+/// use pixel_nn::{FeedForward, PIXELLinearConfig, Projection};
+/// let device = Device::flex();
+/// let map = |from, to| Projection::from(PIXELLinearConfig::new(from, to).with_bias(false).init(&device));
+/// let (norm, gate, up, down) = (RmsNormConfig::new(64).init(&device), map(64, 96), map(64, 96), map(96, 64));
+/// let mlp = FeedForward::gated(&gate, &up, &down).with_norm(&norm);
+/// assert_eq!(mlp.forward(Tensor::<3>::ones([1, 5, 64], &device)).dims(), [1, 5, 64]);
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct FeedForward<'a> {
+    inner: &'a Projection,
+    up: Option<&'a Projection>,
+    down: &'a Projection,
+    activation: Activation,
+    norm: Option<Norm<'a>>,
+    post_norm: Option<Norm<'a>>,
+}
+
+impl<'a> FeedForward<'a> {
+    /// `down(activation(inner(x)))`.
+    ///
+    /// # Panics
+    /// If the activation is gated: that is [`gated`](Self::gated).
+    pub fn new(inner: &'a Projection, down: &'a Projection, activation: Activation) -> Self {
+        assert!(activation.inputs() == 1, "{activation:?} takes two projections");
+        Self { inner, up: None, down, activation, norm: None, post_norm: None }
+    }
+
+    /// `down(silu(gate(x)) · up(x))`.
+    pub fn gated(gate: &'a Projection, up: &'a Projection, down: &'a Projection) -> Self {
+        let activation = Activation::GatedSilu;
+        Self { inner: gate, up: Some(up), down, activation, norm: None, post_norm: None }
+    }
+
+    /// With a norm of the input.
+    pub fn with_norm(self, norm: impl Into<Norm<'a>>) -> Self {
+        Self { norm: Some(norm.into()), ..self }
+    }
+
+    /// With a norm of the sum.
+    pub fn with_post_norm(self, norm: impl Into<Norm<'a>>) -> Self {
+        Self { post_norm: Some(norm.into()), ..self }
+    }
+
+    /// Applies it to the last axis.
+    ///
+    /// # Panics
+    /// If the last axis of `x` is not that of the projections.
+    pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        let down = self.down().with_residual(x.clone());
+        down.forward(match self.up {
+            None => self.begin([self.inner]).forward(x),
+            Some(up) => self.begin([self.inner, up]).forward(x),
+        })
+    }
+
+    /// Applies it to what `output` makes of `x`, all as one operation if that can be.
+    pub(crate) fn behind<const D: usize>(self, output: ProjectionStep<'a, 1, D>, x: Tensor<D>) -> Tensor<D> {
+        match self.up {
+            None => self.behind_with([self.inner], output, x),
+            Some(up) => self.behind_with([self.inner, up], output, x),
+        }
+    }
+
+    fn behind_with<const N: usize, const D: usize>(
+        self,
+        inner: [&'a Projection; N],
+        output: ProjectionStep<'a, 1, D>,
+        x: Tensor<D>,
+    ) -> Tensor<D> {
+        let operations = (output.operation(), self.begin::<N, D>(inner).operation(), self.down::<D>().operation());
+        if let (Some(output), Some(inner), Some(down)) = operations {
+            return ReadyFeedForward { output, inner, down }.run(x);
+        }
+        self.forward(output.forward(x))
+    }
+
+    fn begin<const N: usize, const D: usize>(self, inner: [&'a Projection; N]) -> ProjectionStep<'a, N, D> {
+        let step = ProjectionStep::new(inner).with_activation(self.activation);
+        ProjectionStep { norm: self.norm, ..step }
+    }
+
+    fn down<const D: usize>(self) -> ProjectionStep<'a, 1, D> {
+        ProjectionStep { post_norm: self.post_norm, ..ProjectionStep::new([self.down]) }
     }
 }
 
@@ -254,6 +354,39 @@ mod tests {
             let config = PIXELLinearConfig::new(32, 24).with_codec(codec.parse().unwrap()).with_seed(7);
             let other = config.init(&device).with_synthesis(SynthesisMode::OnDemandF32).into();
             assert_near(codec, gated(&a, &other), gated(&a, &dense(&other)));
+        }
+    }
+
+    /// A layer's end as one operation, against its steps and against dense weights.
+    #[test]
+    fn a_feed_forward_is_its_steps() {
+        let device = Device::flex();
+        let (rms, norm) = (RmsNormConfig::new(24).init(&device), LayerNormConfig::new(24).init(&device));
+        let back = PIXELLinearConfig::new(40, 24).with_codec("lapped:2".parse().unwrap()).init(&device);
+        let down = Projection::from(back.with_synthesis(SynthesisMode::OnDemandF32));
+        let wide = || {
+            let config = PIXELLinearConfig::new(24, 40).with_codec("lapped:2".parse().unwrap());
+            Projection::from(config.init(&device).with_synthesis(SynthesisMode::OnDemandF32))
+        };
+        let (output, gate, up) = (Projection::from(map(24, "lapped:2")), wide(), wide());
+        let (x, residual) = (normal([2, 5, 32]), normal([2, 5, 24]));
+        let of = |parts: [&Projection; 4], gated: bool| {
+            let [output, gate, up, down] = parts;
+            let mlp = match gated {
+                true => FeedForward::gated(gate, up, down).with_norm(&rms),
+                false => FeedForward::new(gate, down, Activation::Gelu).with_post_norm((&norm, 1e-5)),
+            };
+            let first = ProjectionStep::new([output]).with_residual(residual.clone());
+            let whole = mlp.behind(first.clone(), x.clone());
+            assert_near("as steps", whole.clone(), mlp.forward(first.forward(x.clone())));
+            whole
+        };
+        for gated in [true, false] {
+            let dense = [&output, &gate, &up, &down].map(dense);
+            let [a, b, c, d] = &dense;
+            let expected = of([a, b, c, d], gated);
+            assert_near("coded", of([&output, &gate, &up, &down], gated), expected.clone());
+            assert_near("one of them dense", of([&output, b, &up, &down], gated), expected);
         }
     }
 

@@ -3,7 +3,7 @@
 use burn::nn::RmsNormConfig;
 use burn::tensor::{Device, Tensor};
 use pixel_nn::attention::{KeyValueCache, PIXELAttentionConfig, RotaryConfig};
-use pixel_nn::{Activation, PIXELLinearConfig, Projection, ProjectionStep};
+use pixel_nn::{FeedForward, PIXELLinearConfig, Projection};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -52,10 +52,9 @@ fn a_token_allocates_little() {
     let mut token = || {
         let x = Tensor::<3>::ones([1, 1, 576], &device);
         let before = CALLS.get();
-        let x = attention.block().with_norm(&norms[0]).forward_cached(x, None, &mut cache);
-        let inner = ProjectionStep::new([&gate, &up]).with_norm(&norms[1]).with_activation(Activation::GatedSilu);
-        let inner = inner.forward(x.clone());
-        let x = ProjectionStep::new([&down]).with_residual(x).forward(inner);
+        let mlp = FeedForward::gated(&gate, &up, &down).with_norm(&norms[1]);
+        let block = attention.block().with_norm(&norms[0]).with_feed_forward(mlp);
+        let x = block.forward_cached(x, None, &mut cache);
         drop(x);
         CALLS.get() - before
     };

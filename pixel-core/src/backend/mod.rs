@@ -6,7 +6,7 @@
 //!                   dictionary         rows(i) = W[i]
 //! ```
 //!
-//! [`PixelBackend`] is an extension trait with five operations. Each has a [definition](self) in Burn's own primitives
+//! [`PixelBackend`] is an extension trait. Each operation has a [definition](self) in Burn's own primitives
 //! and runs wherever Burn does; Flex and NdArray run the slices code of [`synthesis`](crate::synthesis) on the tensors'
 //! own memory, CubeCL kernels run on wgpu, Vulkan, Metal, CUDA and cubecl-cpu from one source, and autodiff gives the
 //! gradients of activations, scales and dictionary. [`PatternTensors`] is the entry point.
@@ -72,9 +72,10 @@ pub use attention::{
 pub use device::{BackendError, check_device, is_host, probe_device};
 pub use ops::PixelBackend;
 pub use projection::{
-    CodedTensors, NormTensors, OptionalTensor, ProjectionTensors, RotationTables, WeightTensors, project,
+    CodedTensors, FeedForwardTensors, NormTensors, OptionalTensor, ProjectionTensors, RotationTables, WeightTensors,
+    feed_forward, project,
 };
-pub use ready::{ReadyProjection, ReadyWeight};
+pub use ready::{ReadyFeedForward, ReadyProjection, ReadyWeight};
 pub use rotation::{RotationTensors, rotate};
 pub use tensors::{LowRankTensors, PatternTensors, ProtectedTensors, match_patterns};
 

@@ -1,8 +1,11 @@
 //! The extension trait.
 
-use super::{Attended, AttentionTensors, Direction, ProjectionTensors, definition};
+use super::{Attended, AttentionTensors, Direction, FeedForwardTensors, ProjectionTensors, definition};
 #[cfg(feature = "cube")]
-use super::{attention::AttendedMetadata, attention::AttentionTensorsMetadata, projection::ProjectionTensorsMetadata};
+use super::{
+    attention::{AttendedMetadata, AttentionTensorsMetadata},
+    projection::{FeedForwardTensorsMetadata, ProjectionTensorsMetadata},
+};
 use crate::attention::AttentionSpec;
 use crate::codec::CodecLayout;
 use crate::math::rotation::Rotation;
@@ -92,6 +95,12 @@ pub trait PixelBackend: Backend {
         definition::project::<Self>(x, with)
     }
 
+    /// What follows an attention in a layer, see [`FeedForwardTensors`], for the last axis of `x`, `[…, d_input]`.
+    #[fusion(dtype = x, shape = fed_forward_shape(x, with))]
+    fn feed_forward(x: FloatTensor<Self>, #[extension_type] with: FeedForwardTensors<Self>) -> FloatTensor<Self> {
+        definition::feed_forward::<Self>(x, with)
+    }
+
     /// Attention of new tokens, heads `qkv` `[batch, seq, (n_heads + 2·n_kv_heads) · d_head]`, to a cache of `start`
     /// tokens and to themselves; see [`attend`](super::attend).
     #[fusion(meta = attended)]
@@ -128,6 +137,11 @@ fn projected_shape(x: &Shape, with: &ProjectionTensorsMetadata) -> Shape {
     let last = shape.num_dims() - 1;
     shape[last] = with.outputs();
     shape
+}
+
+#[cfg(feature = "cube")]
+fn fed_forward_shape(x: &Shape, with: &FeedForwardTensorsMetadata) -> Shape {
+    projected_shape(x, &with.down)
 }
 
 #[cfg(feature = "cube")]

@@ -36,6 +36,22 @@ pub struct ProjectionTensors<B: Backend> {
     pub post_norm: NormTensors<B>,
 }
 
+/// What follows an attention in a layer: `y = output(x)`, then `y + down(inner(y))`, with what `down` does behind the
+/// sum.
+#[derive(Debug, Clone, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "cube"))]
+pub struct FeedForwardTensors<B: Backend> {
+    /// The output projection of the attention, with its residual.
+    #[extension_type]
+    pub output: ProjectionTensors<B>,
+    /// The first projection of the MLP, or two under a gated activation.
+    #[extension_type]
+    pub inner: ProjectionTensors<B>,
+    /// The last one; its residual is what `output` gives.
+    #[extension_type]
+    pub down: ProjectionTensors<B>,
+}
+
 /// A tensor of floats, or none.
 #[derive(Debug, Clone, ExtensionType)]
 #[extension_type(fusion: cfg(feature = "cube"))]
@@ -130,6 +146,11 @@ impl<B: Backend> ProjectionTensors<B> {
             WeightTensors::Three(a, b, c) => width(a) + width(b) + width(c),
         };
         (width, width / self.activation.inputs())
+    }
+
+    #[cfg(feature = "cube")]
+    pub(super) fn has_post_norm(&self) -> bool {
+        !matches!(self.post_norm, NormTensors::Absent)
     }
 }
 
@@ -277,4 +298,13 @@ impl ProjectionTensors<Dispatch> {
 /// ```
 pub fn project<const D: usize>(x: Tensor<D>, with: ProjectionTensors<Dispatch>) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::project(x.into_dispatch(), with))
+}
+
+/// What follows an attention; see [`FeedForwardTensors`]. As three [`project`]s, in fewer launches on devices.
+///
+/// # Panics
+/// As [`project`]; if the outputs of the MLP have another width than its input, or its last projection a residual.
+pub fn feed_forward<const D: usize>(x: Tensor<D>, with: FeedForwardTensors<Dispatch>) -> Tensor<D> {
+    assert!(matches!(with.down.residual, OptionalTensor::Absent), "the residual of an MLP is its input");
+    Tensor::from_dispatch(Dispatch::feed_forward(x.into_dispatch(), with))
 }

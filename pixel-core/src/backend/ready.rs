@@ -5,7 +5,8 @@
 //! they are borrowed.
 
 use super::{
-    CodedTensors, Dispatch, NormTensors, PatternTensors, PixelBackend, ProjectionTensors, RotationTables, WeightTensors,
+    CodedTensors, Dispatch, FeedForwardTensors, NormTensors, PatternTensors, PixelBackend, ProjectionTensors,
+    RotationTables, WeightTensors,
 };
 use crate::forward::Activation;
 use crate::synthesis::Arithmetic;
@@ -120,5 +121,35 @@ impl<'a, const N: usize> ReadyProjection<'a, N> {
             RotationTables::Absent => None,
             RotationTables::Present { rotation, .. } => Some(rotation),
         }
+    }
+}
+
+/// What follows an attention, with ready weights; see [`FeedForwardTensors`].
+#[derive(Debug, Clone)]
+pub struct ReadyFeedForward<'a, const N: usize> {
+    /// The output projection of the attention, with its residual.
+    pub output: ReadyProjection<'a, 1>,
+    /// What begins the MLP.
+    pub inner: ReadyProjection<'a, N>,
+    /// What ends it; its residual is what `output` gives.
+    pub down: ReadyProjection<'a, 1>,
+}
+
+impl<const N: usize> ReadyFeedForward<'_, N> {
+    /// Applies it to the last axis of `x`, as [`feed_forward`](super::feed_forward).
+    ///
+    /// # Panics
+    /// As [`feed_forward`](super::feed_forward).
+    pub fn run<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        let Self { output, inner, mut down } = self;
+        let x = x.into_dispatch();
+        #[cfg(feature = "flex")]
+        if let Some(y) = super::native::ready::run(&x, &output) {
+            let x = inner.run(Tensor::<D>::from_dispatch(y.clone()));
+            down.residual = Some(y);
+            return down.run(x);
+        }
+        let [output, inner, down] = [output.into_tensors(), inner.into_tensors(), down.into_tensors()];
+        Tensor::from_dispatch(Dispatch::feed_forward(x, FeedForwardTensors { output, inner, down }))
     }
 }

@@ -148,7 +148,9 @@ impl PatternTensors {
         Ok(Self {
             layout,
             codes: Tensor::from_data(TensorData::new(form.codes, [words]), (device, DType::U32)),
-            scales: Tensor::from_data(TensorData::new(form.scales, scales), (device, DType::F32)),
+            // Of one axis first: devices leave gaps between the rows of what has two.
+            scales: Tensor::<1>::from_data(TensorData::new(form.scales, [scales[0] * scales[1]]), (device, DType::F32))
+                .reshape(scales),
             dictionary: Tensor::from_data(TensorData::new(form.dictionary, [values]), (device, DType::F32)),
             rotation,
             protected,

@@ -3,12 +3,13 @@
 use super::{CacheFormat, KeyValueCache, PIXELAttention};
 use crate::attention::AttentionInput;
 use crate::projection::Projection;
-use crate::step::{Norm, ProjectionStep};
+use crate::step::{FeedForward, Norm, ProjectionStep};
 use burn::tensor::{Bool, Tensor, assert_shape};
 use pixel_core::backend::{AttentionCache, AttentionInputs, attend};
 
-/// `post(x + attention(norm(x)))`, the norms optional: three operations where the projections are patterns, the
-/// projections of query, key and value, [attention](pixel_core::attention) over the cache, and the output.
+/// `post(x + attention(norm(x)))`, the norms optional, and an MLP behind it if one is [given](Self::with_feed_forward):
+/// three operations where the projections are patterns, the projections of query, key and value,
+/// [attention](pixel_core::attention) over the cache, and what follows it.
 ///
 /// Made by [`PIXELAttention::block`].
 ///
@@ -31,12 +32,13 @@ pub struct AttentionBlock<'a> {
     norm: Option<Norm<'a>>,
     has_residual: bool,
     post_norm: Option<Norm<'a>>,
+    feed_forward: Option<FeedForward<'a>>,
 }
 
 impl<'a> AttentionBlock<'a> {
     /// The attention and nothing around it.
     pub(super) fn of(attention: &'a PIXELAttention) -> Self {
-        Self { attention, norm: None, has_residual: false, post_norm: None }
+        Self { attention, norm: None, has_residual: false, post_norm: None, feed_forward: None }
     }
 
     pub(super) fn with_residual(self) -> Self {
@@ -51,6 +53,11 @@ impl<'a> AttentionBlock<'a> {
     /// With a norm of the sum.
     pub fn with_post_norm(self, norm: impl Into<Norm<'a>>) -> Self {
         Self { post_norm: Some(norm.into()), ..self }
+    }
+
+    /// With an MLP of the result: a whole layer of a transformer.
+    pub fn with_feed_forward(self, feed_forward: FeedForward<'a>) -> Self {
+        Self { feed_forward: Some(feed_forward), ..self }
     }
 
     /// Reads a text; `mask_pad` hides keys from every query, true = padding.
@@ -139,16 +146,21 @@ impl<'a> AttentionBlock<'a> {
         }
     }
 
-    /// What follows `attend`: the output projection, if it is not done yet, the residual and the norm.
+    /// What follows `attend`: the output projection, if it is not done yet, the residual, the norm and the MLP.
     fn end(&self, x: Tensor<3>, attend: impl FnOnce(Tensor<3>) -> Tensor<3>, output: Option<&Projection>) -> Tensor<3> {
         let residual = self.has_residual.then(|| x.clone());
         let context = attend(x);
         let Some(output) = output else {
             let sum = residual.into_iter().fold(context, |context, residual| residual + context);
-            return self.post_norm.map_or(sum.clone(), |norm| norm.forward(sum));
+            let y = self.post_norm.map_or(sum.clone(), |norm| norm.forward(sum));
+            return self.feed_forward.map_or(y.clone(), |mlp| mlp.forward(y));
         };
         let step = ProjectionStep::new([output]);
         let step = residual.into_iter().fold(step, ProjectionStep::with_residual);
-        self.post_norm.iter().fold(step, |step, norm| step.with_post_norm(*norm)).forward(context)
+        let step = self.post_norm.iter().fold(step, |step, norm| step.with_post_norm(*norm));
+        match self.feed_forward {
+            None => step.forward(context),
+            Some(mlp) => mlp.behind(step, context),
+        }
     }
 }

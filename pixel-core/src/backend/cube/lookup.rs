@@ -8,11 +8,14 @@
 //! the line when all fields of the cube are done.
 //!
 //! Fields of a row are shared out among cubes (*slices*) where there are too few rows to give work to the device; what
-//! follows the product adds the slices up.
+//! follows the product adds the slices up. Weights of one input that are read alike share a launch: their strips follow
+//! one another, and a cube has strips of one of them.
 
 use super::Weight;
 use super::machine::{Machine, Reduction};
+use crate::codec::CodecLayout;
 use crate::codec::nibble::{NibbleLayout, PATTERNS, STRIP};
+use crate::forward::MAX_WEIGHTS;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn_cubecl::tensor::CubeTensor;
@@ -21,6 +24,30 @@ use cubecl::prelude::*;
 
 /// Rows of `x` for which a cube has tables at a time.
 const BATCH: usize = 4;
+
+/// The rows of the weights of a launch, as constants of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Stack {
+    /// Rows of each weight.
+    rows: [usize; MAX_WEIGHTS],
+    /// Weights; rows beyond are 0.
+    len: usize,
+}
+
+impl Stack {
+    fn new(rows: impl IntoIterator<Item = usize>) -> Self {
+        let mut stack = Self { rows: [0; MAX_WEIGHTS], len: 0 };
+        for rows in rows {
+            stack.rows[stack.len] = rows;
+            stack.len += 1;
+        }
+        stack
+    }
+
+    const fn strips(&self, weight: usize) -> usize {
+        self.rows[weight].div_ceil(STRIP)
+    }
+}
 
 /// How a product is shared out, as constants of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,8 +66,9 @@ struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule that costs `machine` least, for `batch` rows.
-    fn new(machine: &Machine, layout: &NibbleLayout, batch: usize) -> Self {
+    /// The schedule that costs `machine` least, for `batch` rows and the weights of `stack`, which are read as `layout`
+    /// says.
+    fn new(machine: &Machine, layout: &NibbleLayout, stack: &Stack, batch: usize) -> Self {
         let Machine { width, reduction, .. } = *machine;
         let smallest = Self { width, reduction, lines: 1, rounds: 1, fields: width, batch: 1 };
         let mut best = (usize::MAX, smallest);
@@ -55,7 +83,7 @@ impl Schedule {
                     for batch in doubling(1, batch.next_power_of_two().min(BATCH)) {
                         let schedule = Self { lines, rounds, fields, batch, ..smallest };
                         if schedule.shared() <= machine.shared {
-                            let cost = schedule.cost(machine, layout, batch);
+                            let cost = schedule.cost(machine, layout, stack, batch);
                             best = if cost < best.0 { (cost, schedule) } else { best };
                         }
                     }
@@ -80,19 +108,20 @@ impl Schedule {
 
     /// Cycles that a multiprocessor works, about: one that looks up 32 values a cycle, and has four multiply-adds for
     /// each.
-    fn cost(&self, machine: &Machine, layout: &NibbleLayout, batch: usize) -> usize {
+    fn cost(&self, machine: &Machine, layout: &NibbleLayout, stack: &Stack, batch: usize) -> usize {
         // Four values of a pattern are loaded at a time; its sum is stored, and the input loaded once for all.
         let pattern = layout.span() * 5 / 4 + 8;
         let tables = self.fields * self.batch * (PATTERNS * pattern + 2 * layout.span()) / (4 * 32);
         let sums = 64 * self.batch;
         let lookups = self.lines * self.rounds * (self.fields * self.batch + sums);
-        let cubes = self.slices(layout) * self.blocks(layout) * batch.div_ceil(self.batch);
+        let cubes = self.slices(layout) * self.blocks(stack) * batch.div_ceil(self.batch);
         let busy = cubes.div_ceil(machine.processors) * (tables + lookups);
         // Too few planes wait for memory, each at its turn.
         let planes = cubes * self.lines * self.width / 32 / machine.processors;
         let waiting = busy * 8 / planes.clamp(1, 8);
         // Partial sums are written and read again.
-        let partial = self.slices(layout) * batch * layout.shape.d_output() * 8 / (32 * machine.processors);
+        let rows: usize = stack.rows.iter().sum();
+        let partial = self.slices(layout) * batch * rows * 8 / (32 * machine.processors);
         waiting + partial
     }
 
@@ -101,9 +130,19 @@ impl Schedule {
         layout.fields().div_ceil(self.fields)
     }
 
-    /// Cubes that share the strips.
-    const fn blocks(&self, layout: &NibbleLayout) -> usize {
-        layout.strips().div_ceil(self.lines * self.rounds)
+    /// Cubes that share the strips of the weights before `weight`.
+    const fn blocks_before(&self, stack: &Stack, weight: usize) -> usize {
+        let (mut sum, mut i) = (0, 0);
+        while i < weight {
+            sum += stack.strips(i).div_ceil(self.lines * self.rounds);
+            i += 1;
+        }
+        sum
+    }
+
+    /// Cubes that share the strips of all weights.
+    const fn blocks(&self, stack: &Stack) -> usize {
+        self.blocks_before(stack, MAX_WEIGHTS)
     }
 
     /// Groups of fields, one for each unit of a line.
@@ -115,25 +154,69 @@ impl Schedule {
 /// Rows of a strip whose sums go through shared memory at a time.
 const CHUNK: usize = 8;
 
+/// A field of the 32 rows of a strip, of a weight out of three.
+#[cube]
+fn field_of(
+    first: &Tensor<Vector<u32, Const<4>>>,
+    second: &Tensor<Vector<u32, Const<4>>>,
+    third: &Tensor<Vector<u32, Const<4>>>,
+    weight: usize,
+    at: usize,
+    #[comptime] len: usize,
+) -> Vector<u32, Const<4>> {
+    if comptime!(len == 1) {
+        first[at]
+    } else if comptime!(len == 2) {
+        if weight == 0 { first[at] } else { second[at] }
+    } else {
+        if weight == 0 { first[at] } else { if weight == 1 { second[at] } else { third[at] } }
+    }
+}
+
+/// The scale of a row of a weight out of three.
+#[cube]
+fn scale_of(
+    first: &Tensor<f32>,
+    second: &Tensor<f32>,
+    third: &Tensor<f32>,
+    weight: usize,
+    row: usize,
+    #[comptime] len: usize,
+) -> f32 {
+    if comptime!(len == 1) {
+        first[row]
+    } else if comptime!(len == 2) {
+        if weight == 0 { first[row] } else { second[row] }
+    } else {
+        if weight == 0 { first[row] } else { if weight == 1 { second[row] } else { third[row] } }
+    }
+}
+
 #[cube(launch_unchecked)]
 fn lookup_kernel<X: Float>(
     x: &Tensor<X>,
     codes: &Tensor<Vector<u32, Const<4>>>,
+    second_codes: &Tensor<Vector<u32, Const<4>>>,
+    third_codes: &Tensor<Vector<u32, Const<4>>>,
     scales: &Tensor<f32>,
+    second_scales: &Tensor<f32>,
+    third_scales: &Tensor<f32>,
     dictionary: &Tensor<Vector<f32, Const<4>>>,
+    second_dictionary: &Tensor<Vector<f32, Const<4>>>,
+    third_dictionary: &Tensor<Vector<f32, Const<4>>>,
     out: &mut Tensor<f32>,
     batch: usize,
     stride: usize,
     first_column: usize,
     #[comptime] layout: NibbleLayout,
+    #[comptime] stack: Stack,
     #[comptime] plan: Schedule,
     #[define(X)] _x_type: ElemType,
 ) {
     let (width, lines) = comptime!((plan.width, plan.lines));
-    let (slices, blocks) = comptime!((plan.slices(&layout), plan.blocks(&layout)));
-    let (strips, groups) = comptime!((layout.strips(), plan.groups()));
+    let (slices, blocks) = comptime!((plan.slices(&layout), plan.blocks(&stack)));
+    let (len, groups) = comptime!((stack.len, plan.groups()));
     let strip_vectors = comptime!(layout.strip_words() / 4);
-    let d_output = comptime!(layout.shape.d_output());
     let table_len = comptime!(plan.fields * PATTERNS);
     let mut tables = Shared::<[f32]>::new_slice(comptime!(table_len * plan.batch));
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(plan.scratch()));
@@ -144,28 +227,55 @@ fn lookup_kernel<X: Float>(
     let is_inside = CUBE_POS < count;
     let cube = min(CUBE_POS, count - 1);
     let slice = cube % slices;
-    let block = cube / slices % blocks;
+    let mut block = cube / slices % blocks;
+    let mut weight = comptime!(0usize).runtime();
+    let mut d_output = comptime!(stack.rows[0]).runtime();
+    let mut first_column = first_column;
+    #[unroll]
+    for i in 1..len {
+        if block >= comptime!(plan.blocks_before(&stack, i) - plan.blocks_before(&stack, i - 1)) && weight == i - 1 {
+            block -= comptime!(plan.blocks_before(&stack, i) - plan.blocks_before(&stack, i - 1));
+            weight = comptime!(i).runtime();
+            d_output = comptime!(stack.rows[i]).runtime();
+            first_column += comptime!(stack.rows[i - 1]);
+        }
+    }
+    let strips = (d_output + comptime!(STRIP - 1)) / STRIP;
     let first_row = cube / (slices * blocks) * plan.batch;
     let first_field = slice * plan.fields;
 
-    make_tables::<X>(x, dictionary, &mut tables, first_row, first_field, batch, layout, plan);
+    if weight == 0 {
+        make_tables::<X>(x, dictionary, &mut tables, first_row, first_field, batch, layout, plan);
+    }
+    if comptime!(len > 1) {
+        if weight == 1 {
+            make_tables::<X>(x, second_dictionary, &mut tables, first_row, first_field, batch, layout, plan);
+        }
+    }
+    if comptime!(len > 2) {
+        if weight == 2 {
+            make_tables::<X>(x, third_dictionary, &mut tables, first_row, first_field, batch, layout, plan);
+        }
+    }
     sync_cube();
 
     for round in 0..plan.rounds {
         let strip = (block * plan.rounds + round) * lines + line;
-        let start = min(strip, comptime!(strips - 1)) * strip_vectors;
+        let start = min(strip, strips - 1) * strip_vectors;
         let mut sums = Array::<f32>::new(comptime!(plan.batch * STRIP));
         #[unroll]
         for i in 0..comptime!(plan.batch * STRIP) {
             sums[i] = 0.0f32;
         }
         // A field beyond the last has a table of zeros: any code will do.
-        let mut words = codes[start + min(first_field + unit, comptime!(strip_vectors - 1))];
+        let at = start + min(first_field + unit, comptime!(strip_vectors - 1));
+        let mut words = field_of(codes, second_codes, third_codes, weight, at, len);
         #[unroll(groups <= 4)]
         for group in 0..groups {
             // What comes next is on its way while this is looked up.
             let field = first_field + (group + 1) * width + unit;
-            let next = codes[start + min(field, comptime!(strip_vectors - 1))];
+            let at = start + min(field, comptime!(strip_vectors - 1));
+            let next = field_of(codes, second_codes, third_codes, weight, at, len);
             let table = (group * comptime!(PATTERNS * width) + unit) * 4;
             #[unroll]
             for w in 0..4usize {
@@ -197,7 +307,8 @@ fn lookup_kernel<X: Float>(
                     // In a plane of 64 units two have the sum of a row.
                     let is_first = unit * STRIP % width < STRIP;
                     if is_written && is_first && row < d_output {
-                        out[at + row] = sums[comptime!(b * STRIP + i)] * scales[row];
+                        let scale = scale_of(scales, second_scales, third_scales, weight, row, len);
+                        out[at + row] = sums[comptime!(b * STRIP + i)] * scale;
                     }
                 }
             } else {
@@ -216,7 +327,7 @@ fn lookup_kernel<X: Float>(
                             sum += scratch[(line * CHUNK + unit) * comptime!(width + 1) + i];
                         }
                         if is_written && row < d_output {
-                            out[at + row] = sum * scales[row];
+                            out[at + row] = sum * scale_of(scales, second_scales, third_scales, weight, row, len);
                         }
                     }
                     sync_cube();
@@ -329,38 +440,71 @@ fn add_up_plane(sums: &mut Array<f32>, #[comptime] first: usize, #[comptime] wid
     }
 }
 
-/// The slices of a product with a weight of `layout` and `batch` rows: how many parts of `out` [`into_columns`] writes.
-pub(super) fn slices(like: &CubeTensor, layout: &NibbleLayout, batch: usize) -> usize {
-    Schedule::new(&Machine::new(&like.client), layout, batch).slices(layout)
+/// Whether two weights of one input can share a launch.
+pub(super) fn is_read_alike(a: &CodecLayout, b: &CodecLayout) -> bool {
+    match (a, b) {
+        (CodecLayout::Nibble(a), CodecLayout::Nibble(b)) => {
+            let of = |layout: &NibbleLayout| (layout.per_eight, layout.windows, layout.shape.d_input());
+            of(a) == of(b)
+        }
+        _ => false,
+    }
 }
 
-/// `x · Wᵀ` in parts: `x` is `[batch, d_input]`, contiguous, of any float type; `out` is F32, `[slices, batch, …]`, and
-/// the sum over its slices in the columns from `first` on is the product.
-pub(super) fn into_columns(x: CubeTensor, weight: Weight, layout: NibbleLayout, out: &CubeTensor, first: usize) {
+/// How weights that are read alike are read, and their rows.
+fn stack(weights: &[Weight]) -> (NibbleLayout, Stack) {
+    let stack = Stack::new(weights.iter().map(|weight| weight.layout.shape().d_output()));
+    let CodecLayout::Nibble(layout) = weights[0].layout else { unreachable!("a product of nibbles") };
+    (layout, stack)
+}
+
+/// The slices of products of `batch` rows with `weights`: how many parts of `out` [`into_columns`] writes.
+pub(super) fn slices(like: &CubeTensor, weights: &[Weight], batch: usize) -> usize {
+    let (layout, stack) = stack(weights);
+    Schedule::new(&Machine::new(&like.client), &layout, &stack, batch).slices(&layout)
+}
+
+/// `x · Wᵀ` for each of one to three `weights` that are [read alike](is_read_alike), in parts: `x` is `[batch,
+/// d_input]`, contiguous, of any float type; `out` is F32, `[slices, batch, …]`, and the sums over its slices in the
+/// columns from `first` on are the products, one after the other.
+pub(super) fn into_columns(x: CubeTensor, weights: Vec<Weight>, out: &CubeTensor, first: usize) {
     let batch = x.shape()[0];
     let client = out.client.clone();
-    let schedule = Schedule::new(&Machine::new(&client), &layout, batch);
+    let (layout, stack) = stack(&weights);
+    let schedule = Schedule::new(&Machine::new(&client), &layout, &stack, batch);
     let cube_dim = CubeDim::new_2d(schedule.width as u32, schedule.lines as u32);
-    let cubes = schedule.slices(&layout) * schedule.blocks(&layout) * batch.div_ceil(schedule.batch);
+    let cubes = schedule.slices(&layout) * schedule.blocks(&stack) * batch.div_ceil(schedule.batch);
     let count = calculate_cube_count_elemwise(&client, cubes * cube_dim.num_elems() as usize, cube_dim);
     let (x_type, stride) = (dtype_to_storage_type(x.dtype), out.shape()[2]);
+    // Those that are not there are not read.
+    let of = |i: usize| weights.get(i).unwrap_or(&weights[0]);
+    let codes = |i: usize| of(i).codes.clone().into_tensor_arg();
+    let scales = |i: usize| of(i).scales.clone().into_tensor_arg();
+    let dictionary = |i: usize| of(i).dictionary.clone().into_tensor_arg();
     // SAFETY: the kernel reads and writes within these tensors: `Weight` has checked the lengths of its own against the
-    // layout, `x` has `batch` rows of `d_input` values, and `out` a column for each row of the weight from `first` on,
-    // in every slice.
+    // layout, which weights that are read alike share but for their rows, `x` has `batch` rows of `d_input` values, and
+    // `out` a column for each row of the weights from `first` on, in every slice.
     unsafe {
         lookup_kernel::launch_unchecked(
             &client,
             count,
             cube_dim,
             x.into_tensor_arg(),
-            weight.codes.into_tensor_arg(),
-            weight.scales.into_tensor_arg(),
-            weight.dictionary.into_tensor_arg(),
+            codes(0),
+            codes(1),
+            codes(2),
+            scales(0),
+            scales(1),
+            scales(2),
+            dictionary(0),
+            dictionary(1),
+            dictionary(2),
             out.clone().into_tensor_arg(),
             batch,
             stride,
             first,
             layout,
+            stack,
             schedule,
             x_type,
         );
@@ -378,6 +522,10 @@ mod tests {
     const SMALL: Machine =
         Machine { processors: 16, shared: 16 << 10, units: 256, width: 32, reduction: Reduction::Shared };
 
+    fn alone(layout: &NibbleLayout) -> Stack {
+        Stack::new([layout.shape.d_output()])
+    }
+
     fn layout(per_eight: usize, [d_output, d_input]: [usize; 2]) -> NibbleLayout {
         NibbleLayout { shape: Shape::new(d_output, d_input).unwrap(), per_eight, windows: Windows::Lapped { span: 16 } }
     }
@@ -388,12 +536,12 @@ mod tests {
             for shape in [[1, 1], [37, 43], [576, 1536], [4096, 4096], [11008, 4096], [4096, 11008]] {
                 for (per_eight, batch) in [(2, 1), (3, 2), (4, 8), (5, 3), (8, 128)] {
                     let layout = layout(per_eight, shape);
-                    let schedule = Schedule::new(&machine, &layout, batch);
+                    let schedule = Schedule::new(&machine, &layout, &alone(&layout), batch);
                     let context = format!("{machine:?} {shape:?} {per_eight} {batch}: {schedule:?}");
                     assert!(schedule.shared() <= machine.shared, "{context}");
                     assert!(schedule.lines * schedule.width <= machine.units, "{context}");
                     assert_eq!(schedule.fields % schedule.width, 0, "{context}");
-                    let (slices, blocks) = (schedule.slices(&layout), schedule.blocks(&layout));
+                    let (slices, blocks) = (schedule.slices(&layout), schedule.blocks(&alone(&layout)));
                     assert!(slices * schedule.fields >= layout.fields(), "{context}");
                     assert!((slices - 1) * schedule.fields < layout.fields(), "{context}");
                     assert!(blocks * schedule.lines * schedule.rounds >= layout.strips(), "{context}");
@@ -407,11 +555,19 @@ mod tests {
     fn every_multiprocessor_gets_work() {
         for shape in [[4096, 4096], [11008, 4096], [4096, 11008]] {
             let layout = layout(4, shape);
-            let schedule = Schedule::new(&LARGE, &layout, 1);
-            let cubes = schedule.slices(&layout) * schedule.blocks(&layout);
+            let schedule = Schedule::new(&LARGE, &layout, &alone(&layout), 1);
+            let cubes = schedule.slices(&layout) * schedule.blocks(&alone(&layout));
             let rounds = cubes.div_ceil(LARGE.processors);
             let busy = cubes as f64 / (rounds * LARGE.processors) as f64;
             assert!(busy > 0.8, "{shape:?}: {cubes} cubes, {schedule:?}");
         }
+    }
+
+    #[test]
+    fn every_weight_of_a_stack_has_cubes_of_its_own() {
+        let stack = Stack::new([100, 32, 1]);
+        let schedule = Schedule::new(&LARGE, &layout(4, [100, 256]), &stack, 1);
+        let schedule = Schedule { lines: 2, rounds: 1, ..schedule };
+        assert_eq!([0, 1, 2, 3].map(|weight| schedule.blocks_before(&stack, weight)), [0, 2, 3, 4]);
     }
 }

@@ -2,21 +2,26 @@
 //!
 //! Codes, scales and dictionary are read as they are stored; weights exist in registers alone. [`decode`] reads one
 //! weight, which [`synthesize`] and [`linear`] are built on; [`lookup`], [`levels`] and [`tiles`] are products in the
-//! form that a codec allows, and [`project`] is all that stands around products.
+//! form that a codec allows, and [`panel`] those of many rows; [`prepare`] and [`finish`] are what stands before and
+//! behind products, and [`project`] puts them together.
 
 mod attend;
 mod decode;
+mod exponential;
+mod finish;
 mod levels;
 mod linear;
 mod lookup;
 mod machine;
+mod panel;
+mod prepare;
 mod project;
 mod rotate;
 mod row;
 mod synthesize;
 mod tiles;
 
-use super::{Attended, AttentionTensors, Direction, PixelBackend, ProjectionTensors};
+use super::{Attended, AttentionTensors, Direction, FeedForwardTensors, PixelBackend, ProjectionTensors};
 use crate::attention::AttentionSpec;
 use crate::codec::CodecLayout;
 use crate::math::rotation::Rotation;
@@ -48,7 +53,7 @@ impl PixelBackend for CubeBackend {
         dictionary: FloatTensor<Self>,
         layout: CodecLayout,
     ) -> FloatTensor<Self> {
-        synthesize::all_rows(Weight::new(codes, scales, dictionary, layout))
+        synthesize::all_rows(Weight::new(codes, scales, dictionary, layout, Arithmetic::F32))
     }
 
     fn synthesize_rows(
@@ -59,7 +64,7 @@ impl PixelBackend for CubeBackend {
         layout: CodecLayout,
     ) -> FloatTensor<Self> {
         let rows = into_contiguous(Self::int_cast(rows, IntDType::I32));
-        synthesize::some_rows(rows, Weight::new(codes, scales, dictionary, layout))
+        synthesize::some_rows(rows, Weight::new(codes, scales, dictionary, layout, Arithmetic::F32))
     }
 
     fn pattern_linear(
@@ -68,13 +73,17 @@ impl PixelBackend for CubeBackend {
         scales: FloatTensor<Self>,
         dictionary: FloatTensor<Self>,
         layout: CodecLayout,
-        _arithmetic: Arithmetic,
+        arithmetic: Arithmetic,
     ) -> FloatTensor<Self> {
-        project::linear(into_contiguous(x), Weight::new(codes, scales, dictionary, layout))
+        project::linear(into_contiguous(x), Weight::new(codes, scales, dictionary, layout, arithmetic))
     }
 
     fn project(x: FloatTensor<Self>, with: ProjectionTensors<Self>) -> FloatTensor<Self> {
         project::project(x, with)
+    }
+
+    fn feed_forward(x: FloatTensor<Self>, with: FeedForwardTensors<Self>) -> FloatTensor<Self> {
+        project::feed_forward(x, with)
     }
 
     fn attend(
@@ -106,10 +115,17 @@ struct Weight {
     scales: CubeTensor,
     dictionary: CubeTensor,
     layout: CodecLayout,
+    arithmetic: Arithmetic,
 }
 
 impl Weight {
-    fn new(codes: CubeTensor, scales: CubeTensor, dictionary: CubeTensor, layout: CodecLayout) -> Self {
+    fn new(
+        codes: CubeTensor,
+        scales: CubeTensor,
+        dictionary: CubeTensor,
+        layout: CodecLayout,
+        arithmetic: Arithmetic,
+    ) -> Self {
         let dtypes = (codes.dtype, scales.dtype, dictionary.dtype);
         assert_eq!(dtypes, (DType::U32, DType::F32, DType::F32), "types of codes, scales, dictionary");
         let len = |tensor: &CubeTensor| tensor.shape().num_elements();
@@ -128,6 +144,7 @@ impl Weight {
             scales: into_contiguous(scales),
             dictionary: into_contiguous(dictionary),
             layout,
+            arithmetic,
         }
     }
 

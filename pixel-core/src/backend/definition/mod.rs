@@ -15,7 +15,10 @@ mod attention;
 
 pub(super) use attention::{attend, unpack};
 
-use super::{CodedTensors, Direction, NormTensors, PixelBackend, ProjectionTensors, RotationTables};
+use super::{
+    CodedTensors, Direction, FeedForwardTensors, NormTensors, OptionalTensor, PixelBackend, ProjectionTensors,
+    RotationTables,
+};
 use crate::codec::CodecLayout;
 use crate::forward::Activation;
 use crate::math::rotation::Rotation;
@@ -175,6 +178,14 @@ pub(super) fn project<B: PixelBackend>(x: FloatTensor<B>, with: ProjectionTensor
     let last = shape.num_dims() - 1;
     shape[last] = y.shape()[1];
     B::float_reshape(y, shape)
+}
+
+/// What follows an attention, projection by projection.
+pub(super) fn feed_forward<B: PixelBackend>(x: FloatTensor<B>, with: FeedForwardTensors<B>) -> FloatTensor<B> {
+    let FeedForwardTensors { output, inner, down } = with;
+    let y = B::project(x, output);
+    let x = B::project(y.clone(), inner);
+    B::project(x, ProjectionTensors { residual: OptionalTensor::Present(y), ..down })
 }
 
 /// Rows `[rows, n]`, normed.

@@ -41,7 +41,7 @@ pub(super) fn agree_with_the_definition(device: &Device, case: &Case) {
     let terms = (case.batch * case.shape.num_weights()) as f64;
     for (what, (found, expected)) in ["x", "scales", "dictionary"].iter().zip(found.iter().zip(&expected)) {
         assert_eq!(found.len(), expected.len(), "{what}");
-        let bound = 16.0 * EPSILON * terms.sqrt() * norm(expected) + 1e-30;
+        let bound = 16.0 * product_epsilon(device) * terms.sqrt() * norm(expected) + 1e-30;
         for (i, (a, b)) in found.iter().zip(expected).enumerate() {
             let error = f64::from((a - b).abs());
             assert!(error <= bound, "{what} {i}: {a} for {b}, {error:e} > {bound:e}");
@@ -93,7 +93,7 @@ pub(super) fn agree_with_finite_differences(device: &Device, case: &Case) {
 /// of activations, scales and values.
 pub(super) fn of_protected_columns(device: &Device, spec: &str) {
     let case = Case { protect: 3, ..Case::new(spec, 19, 22) };
-    let device = device.clone().autodiff();
+    let (epsilon, device) = (product_epsilon(device), device.clone().autodiff());
     let of = |dense: bool| {
         let mut weight = PatternTensors::new(&case.packed(), &device).unwrap();
         weight.scales = weight.scales.require_grad();
@@ -110,14 +110,14 @@ pub(super) fn of_protected_columns(device: &Device, spec: &str) {
         assert!(norm(expected) > 0.0, "{spec} {what}");
         let difference: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
         let error = norm(&difference) / norm(expected);
-        assert!(error <= 64.0 * EPSILON * 22f64.sqrt(), "{spec} {what}: {error:e}");
+        assert!(error <= 64.0 * epsilon * 22f64.sqrt(), "{spec} {what}: {error:e}");
     }
 }
 
 /// The same for a low-rank part: gradients of activations, scales and both factors.
 pub(super) fn of_low_rank_parts(device: &Device, spec: &str) {
     let case = Case { rank: 3, ..Case::new(spec, 19, 22) };
-    let device = device.clone().autodiff();
+    let (epsilon, device) = (product_epsilon(device), device.clone().autodiff());
     let of = |dense: bool| {
         let mut weight = PatternTensors::new(&case.packed(), &device).unwrap();
         weight.scales = weight.scales.require_grad();
@@ -135,7 +135,7 @@ pub(super) fn of_low_rank_parts(device: &Device, spec: &str) {
         assert!(norm(expected) > 0.0, "{spec} {what}");
         let difference: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
         let error = norm(&difference) / norm(expected);
-        assert!(error <= 64.0 * EPSILON * 22f64.sqrt(), "{spec} {what}: {error:e}");
+        assert!(error <= 64.0 * epsilon * 22f64.sqrt(), "{spec} {what}: {error:e}");
     }
 }
 

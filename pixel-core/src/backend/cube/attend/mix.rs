@@ -1,6 +1,6 @@
 //! One query and all keys that it sees.
 
-use super::super::row;
+use super::super::{exponential, row};
 use super::{Constants, Narrow};
 use cubecl::prelude::*;
 
@@ -37,7 +37,7 @@ pub(super) fn mix_kernel<F: Float>(
     let units = comptime!(of.units);
     let n_heads = comptime!(of.n_heads);
     let (batch, seq) = (out.shape(0), out.shape(1));
-    let mut query = Shared::<[f32]>::new_slice(d);
+    let mut query = Shared::<[f32]>::new_slice(comptime!(row::slots(d)));
     let mut weights = Shared::<[f32]>::new_slice(units);
     let mut sums = Shared::<[f32]>::new_slice(units);
     let unit = UNIT_POS as usize;
@@ -48,7 +48,7 @@ pub(super) fn mix_kernel<F: Float>(
     for i in 0..steps {
         let at = i * units + unit;
         if at < d {
-            query[at] = queries[cube * d + at];
+            query[row::slot(at)] = queries[cube * d + at];
         }
     }
     sync_cube();
@@ -81,18 +81,18 @@ pub(super) fn mix_kernel<F: Float>(
         let place = first_place + key;
         if let Some(narrow) = comptime!(of.narrow) {
             for at in 0..d {
-                score += query[at] * field(key_words, place, at, comptime!(of.words()), narrow);
+                score += query[row::slot(at)] * field(key_words, place, at, comptime!(of.words()), narrow);
             }
             score *= key_scales[place];
         } else {
             for at in 0..d {
-                score += query[at] * keys[place * d + at];
+                score += query[row::slot(at)] * keys[place * d + at];
             }
         }
         score = select(is_seen, score, f32::new(comptime!(f32::MIN)));
         let top = max(largest, row::max_of_units(score, &mut sums, units));
-        let weight = select(is_seen, f32::exp(score - top), 0.0f32);
-        let keep = f32::exp(largest - top);
+        let weight = select(is_seen, exponential::exp(score - top), 0.0f32);
+        let keep = exponential::exp(largest - top);
         total = total * keep + row::sum_of_units(weight, &mut sums, units);
         largest = top;
         if comptime!(of.narrow.is_some()) {
@@ -122,8 +122,8 @@ pub(super) fn mix_kernel<F: Float>(
     if comptime!(of.quiet) {
         // e⁰ beside the largest score so far, which may be far below it.
         let top = max(largest, 0.0f32);
-        let keep = f32::exp(largest - top);
-        total = total * keep + f32::exp(-top);
+        let keep = exponential::exp(largest - top);
+        total = total * keep + exponential::exp(-top);
         for i in 0..steps {
             acc[i] *= keep;
         }
@@ -132,17 +132,18 @@ pub(super) fn mix_kernel<F: Float>(
     for i in 0..steps {
         let at = i * units + unit;
         if at < d {
-            query[at] = acc[i] / divisor;
+            query[row::slot(at)] = acc[i] / divisor;
         }
     }
     sync_cube();
     let first_out = ((text * seq + token) * n_heads + h) * d;
     if let Some(narrow) = comptime!(of.narrow) {
         row::hadamard(&mut query, narrow.turn, units);
+        row::mix(&mut query, narrow.turn, units);
         for i in 0..steps {
             let at = i * units + unit;
             if at < d {
-                let value = row::mixed(&query, hartley, at, narrow.turn) * row::sign(signs, at);
+                let value = row::turned(&query, hartley, at, narrow.turn) * row::sign(signs, at);
                 out[first_out + at] = F::cast_from(value);
             }
         }
@@ -150,7 +151,7 @@ pub(super) fn mix_kernel<F: Float>(
         for i in 0..steps {
             let at = i * units + unit;
             if at < d {
-                out[first_out + at] = F::cast_from(query[at]);
+                out[first_out + at] = F::cast_from(query[row::slot(at)]);
             }
         }
     }

@@ -36,7 +36,7 @@ pub(super) fn write_kernel<F: Float, P: Float, K: Float, C: Float>(
     let heads = comptime!(of.n_heads + 2 * of.n_kv_heads);
     let (batch, seq) = (qkv.shape(0), qkv.shape(1));
     let mut head = Shared::<[f32]>::new_slice(d);
-    let mut turned = Shared::<[f32]>::new_slice(d);
+    let mut turned = Shared::<[f32]>::new_slice(comptime!(row::slots(d)));
     let mut sums = Shared::<[f32]>::new_slice(units);
     let unit = UNIT_POS as usize;
     // Cubes beyond the last head work on it again, and write the same.
@@ -88,7 +88,7 @@ pub(super) fn write_kernel<F: Float, P: Float, K: Float, C: Float>(
                     }
                 }
             }
-            turned[at] = value;
+            turned[row::slot(at)] = value;
         }
     }
     sync_cube();
@@ -96,22 +96,23 @@ pub(super) fn write_kernel<F: Float, P: Float, K: Float, C: Float>(
         for i in 0..steps {
             let at = i * units + unit;
             if at < d {
-                turned[at] *= row::sign(signs, at);
+                turned[row::slot(at)] *= row::sign(signs, at);
             }
         }
         sync_cube();
         row::hadamard(&mut turned, narrow.turn, units);
+        row::mix(&mut turned, narrow.turn, units);
         for i in 0..steps {
             let at = i * units + unit;
             if at < d {
-                head[at] = row::mixed(&turned, hartley, at, narrow.turn);
+                head[at] = row::turned(&turned, hartley, at, narrow.turn);
             }
         }
         sync_cube();
         for i in 0..steps {
             let at = i * units + unit;
             if at < d {
-                turned[at] = head[at];
+                turned[row::slot(at)] = head[at];
             }
         }
         sync_cube();
@@ -122,7 +123,7 @@ pub(super) fn write_kernel<F: Float, P: Float, K: Float, C: Float>(
             let at = i * units + unit;
             if at < d {
                 queries[((text * comptime!(of.n_heads) + h) * seq + token) * d + at] =
-                    turned[at] / comptime!((d as f32).sqrt());
+                    turned[row::slot(at)] / comptime!((d as f32).sqrt());
             }
         }
     }
@@ -134,7 +135,7 @@ pub(super) fn write_kernel<F: Float, P: Float, K: Float, C: Float>(
         for i in 0..steps {
             let at = i * units + unit;
             if at < d {
-                peak = max(peak, f32::abs(turned[at]));
+                peak = max(peak, f32::abs(turned[row::slot(at)]));
             }
         }
         let scale = row::max_of_units(peak, &mut sums, units) / comptime!(narrow.largest as f32);
@@ -147,7 +148,7 @@ pub(super) fn write_kernel<F: Float, P: Float, K: Float, C: Float>(
             if w < words {
                 let mut word = 0u32;
                 for field in 0..per_word {
-                    let rounded = f32::round(turned[w * per_word + field] / divisor);
+                    let rounded = f32::round(turned[row::slot(w * per_word + field)] / divisor);
                     let code = u32::cast_from(rounded + comptime!(narrow.offset as f32));
                     word |= code << ((field * comptime!(narrow.bits)) as u32);
                 }
@@ -170,9 +171,9 @@ pub(super) fn write_kernel<F: Float, P: Float, K: Float, C: Float>(
             let at = i * units + unit;
             if at < d {
                 if is_value {
-                    values[place * d + at] = turned[at];
+                    values[place * d + at] = turned[row::slot(at)];
                 } else if !is_query {
-                    keys[place * d + at] = turned[at];
+                    keys[place * d + at] = turned[row::slot(at)];
                 }
             }
         }
