@@ -1,14 +1,17 @@
 //! A CUDA driver without a device.
 //!
-//! It has the functions of NVIDIA's driver API that CubeCL calls. Device memory is host memory, copies are made, and a
-//! launch runs nothing: it is written down, with the kernel's code as the runtime had compiled it for the device. So
-//! the very calls that a program makes on a GPU are known on a machine that has none: which kernels it compiles, how
-//! often it launches them, how often it waits, what it holds. What kernels compute is not known; what is read back is
-//! zeros or what was written.
+//! It has the functions of NVIDIA's driver API that CubeCL calls. Device memory is host memory, copies are made, and
+//! what is asked for is written down: which kernels a program compiles, with their code as the runtime had compiled it
+//! for the device, how often it launches them, how often it waits, what it holds. So the very calls that a program
+//! makes on a GPU are known on a machine that has none.
+//!
+//! Kernels are run if that is asked for, by [`emulate`], slowly and strictly. Otherwise a launch does nothing, and what
+//! is read back is zeros or what was written.
 //!
 //! | variable | meaning |
 //! |---|---|
 //! | `PIXEL_RECORD` | the folder for what is recorded: `calls.txt` and `NUMBER.ptx`; without it nothing is written |
+//! | `PIXEL_RECORD_RUN` | `1`: kernels are run |
 //! | `PIXEL_RECORD_SM` | the compute capability to stand for: `80`, `90` (default) or `100` |
 //!
 //! A line of `calls.txt` is a call: `module NUMBER`, `function NUMBER MODULE NAME`, `launch FUNCTION GX GY GZ BX BY BZ
@@ -27,19 +30,24 @@
     reason = "the functions are NVIDIA's, and what a caller must hold to is in their documentation"
 )]
 
+pub mod emulate;
+
+use emulate::Program;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{LazyLock, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 type Status = c_int;
 const SUCCESS: Status = 0;
 const INVALID_VALUE: Status = 1;
 const OUT_OF_MEMORY: Status = 2;
+const INVALID_PTX: Status = 218;
 const NOT_FOUND: Status = 500;
+const LAUNCH_FAILED: Status = 719;
 
 /// Allocations begin at multiples of it, as a device's do.
 const ALIGNMENT: usize = 512;
@@ -86,9 +94,16 @@ fn device() -> &'static Device {
 
 #[derive(Default)]
 struct State {
-    modules: usize,
-    functions: usize,
+    /// The kernels of each module, where they are run.
+    modules: Vec<Option<Arc<Program>>>,
+    /// The module of each function, and its name there.
+    functions: Vec<(usize, String)>,
     allocations: HashMap<u64, Layout>,
+}
+
+/// Whether kernels are run.
+fn is_running() -> bool {
+    std::env::var("PIXEL_RECORD_RUN").is_ok_and(|value| value == "1")
 }
 
 static STATE: LazyLock<Mutex<State>> = LazyLock::new(Mutex::default);
@@ -450,17 +465,22 @@ pub unsafe extern "C" fn cuMemcpy2DAsync_v2(what: *const Copy2D, _stream: *mut c
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleLoadData(module: *mut *mut c_void, image: *const c_void) -> Status {
+    // SAFETY: what runtimes compile is text that ends in zero.
+    let text = unsafe { CStr::from_ptr(image.cast()) };
     let mut state = state();
-    state.modules += 1;
-    let number = state.modules;
+    let number = state.modules.len() + 1;
     if let Some(folder) = std::env::var_os("PIXEL_RECORD").map(PathBuf::from) {
-        // SAFETY: what runtimes compile is text that ends in zero.
-        let text = unsafe { CStr::from_ptr(image.cast()) };
         let path = folder.join(format!("{number}.ptx"));
         if let Err(error) = fs::write(&path, text.to_bytes()) {
             eprintln!("{}: {error}", path.display());
             std::process::exit(1);
         }
+    }
+    let program = is_running().then(|| Program::parse(&text.to_string_lossy())).transpose();
+    state.modules.push(program.as_ref().ok().and_then(|program| program.clone().map(Arc::new)));
+    if let Err(what) = program {
+        eprintln!("recording driver: module {number}, {what}");
+        return INVALID_PTX;
     }
     record(format_args!("module {number}"));
     // SAFETY: see above.
@@ -481,8 +501,8 @@ pub unsafe extern "C" fn cuModuleGetFunction(
     // SAFETY: see above.
     let Ok(name) = unsafe { CStr::from_ptr(name) }.to_str() else { return NOT_FOUND };
     let mut state = state();
-    state.functions += 1;
-    let number = state.functions;
+    state.functions.push((module.addr(), name.to_owned()));
+    let number = state.functions.len();
     record(format_args!("function {number} {} {name}", module.addr()));
     // SAFETY: see above.
     unsafe { give(function, std::ptr::without_provenance_mut(number)) }
@@ -494,7 +514,7 @@ pub extern "C" fn cuFuncSetAttribute(_function: *mut c_void, _attribute: c_int, 
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuLaunchKernel(
+pub unsafe extern "C" fn cuLaunchKernel(
     function: *mut c_void,
     grid_x: c_uint,
     grid_y: c_uint,
@@ -504,14 +524,37 @@ pub extern "C" fn cuLaunchKernel(
     block_z: c_uint,
     shared: c_uint,
     _stream: *mut c_void,
-    _arguments: *mut *mut c_void,
+    arguments: *mut *mut c_void,
     _extra: *mut *mut c_void,
 ) -> Status {
     record(format_args!(
         "launch {} {grid_x} {grid_y} {grid_z} {block_x} {block_y} {block_z} {shared}",
         function.addr()
     ));
-    SUCCESS
+    let state = state();
+    let Some((module, name)) = state.functions.get(function.addr().wrapping_sub(1)).cloned() else {
+        return INVALID_VALUE;
+    };
+    let Some(Some(program)) = state.modules.get(module.wrapping_sub(1)).cloned() else { return SUCCESS };
+    let allocations: Vec<_> = state.allocations.iter().map(|(start, layout)| (*start, layout.size())).collect();
+    drop(state);
+    let Some(places) = program.parameters(&name) else { return NOT_FOUND };
+    let mut parameters = vec![0u8; places.last().map_or(0, |(start, len)| start + len)];
+    for (i, (start, len)) in places.iter().enumerate() {
+        // SAFETY: there is an argument for each parameter, as long as it.
+        unsafe {
+            let argument = arguments.add(i).read().cast::<u8>();
+            std::ptr::copy_nonoverlapping(argument, parameters[*start..].as_mut_ptr(), *len);
+        }
+    }
+    let shape = [[grid_x, grid_y, grid_z], [block_x, block_y, block_z]];
+    match program.launch(&name, parameters, shape, shared as usize, allocations.into_iter()) {
+        Ok(()) => SUCCESS,
+        Err(what) => {
+            eprintln!("recording driver: {what}");
+            LAUNCH_FAILED
+        }
+    }
 }
 
 #[unsafe(no_mangle)]
