@@ -69,12 +69,15 @@ impl Device {
         (64 / warps).min(by_registers).min(by_shared).min(32) * warps
     }
 
-    /// What a launch whose warps each carry out `total` takes, with `bytes` of a weight.
-    pub fn estimate(&self, launch: &Launch, total: &Counts, bytes: usize) -> Estimate {
-        let warps = launch.threads().div_ceil(32) as f64;
+    /// What launches take whose warps each carry out `total`, with `bytes` of a weight.
+    pub fn estimate(&self, launches: &[Launch], total: &Counts, bytes: usize) -> Estimate {
         let (cycles, limit) = total.cycles();
-        let blocks = (launch.blocks() as f64 / self.multiprocessors).ceil();
-        Estimate { memory: bytes as f64 / self.bandwidth, compute: blocks * warps * cycles / self.clock, limit }
+        let warps = |launch: &Launch| {
+            let blocks = (launch.blocks() as f64 / self.multiprocessors).ceil();
+            blocks * launch.threads().div_ceil(32) as f64
+        };
+        let compute = launches.iter().map(warps).sum::<f64>() * cycles / self.clock;
+        Estimate { memory: bytes as f64 / self.bandwidth, compute, limit }
     }
 }
 
@@ -100,10 +103,10 @@ mod tests {
         let device = Device::of(90).unwrap();
         let total = Counts { all: 1980.0, ..Counts::default() };
         // Two blocks of four warps, 495 cycles a warp.
-        let estimate = device.estimate(&LAUNCH, &total, 3_350_000);
+        let estimate = device.estimate(&[LAUNCH], &total, 3_350_000);
         assert!((estimate.compute - 2e-6).abs() < 1e-12, "{estimate:?}");
         assert!((estimate.memory - 1e-6).abs() < 1e-12, "{estimate:?}");
         assert_eq!((estimate.of_roof(), estimate.limit()), (0.5, "issue"));
-        assert_eq!(device.estimate(&LAUNCH, &total, 33_500_000).limit(), "memory");
+        assert_eq!(device.estimate(&[LAUNCH], &total, 33_500_000).limit(), "memory");
     }
 }

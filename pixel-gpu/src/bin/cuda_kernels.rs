@@ -14,7 +14,7 @@ use pixel_gpu::roof::{self, Estimate};
 use pixel_gpu::sass::{Code, Counts};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -53,12 +53,16 @@ struct Arguments {
     recorded: bool,
 }
 
-/// A launch of a case, for one compute capability.
+/// The kernels of `pixel-core`. Burn's own, which a product of many rows also takes, are tuned as a program runs: which
+/// of them run without a device says nothing.
+const KERNELS: [&str; 8] = ["finish", "levels", "linear", "lookup", "nibble", "panel", "prepare", "tiles"];
+
+/// The launches of a kernel in a case, for one compute capability.
 struct Row {
     case: Case,
     sm: u32,
     kernel: String,
-    launch: Launch,
+    launches: Vec<Launch>,
     resources: Resources,
     instructions: usize,
     total: Counts,
@@ -129,9 +133,9 @@ fn run(cases: &[Case]) -> Result<()> {
 
 fn analyse(recording: &Recording, sm: u32, tools: &Tools) -> Result<Vec<Row>> {
     let sections: Vec<_> = recording.sections.iter().filter(|section| !section.name.is_empty()).collect();
-    let mut used: Vec<usize> = sections.iter().flat_map(|section| &section.launches).map(|one| one.kernel).collect();
-    used.sort_unstable();
-    used.dedup();
+    let is_ours = |kernel: &usize| KERNELS.contains(&short(&recording.kernels[*kernel].name).as_str());
+    let launches = sections.iter().flat_map(|section| &section.launches);
+    let used: BTreeSet<usize> = launches.map(|launch| launch.kernel).filter(is_ours).collect();
     let assembled = used.par_iter().map(|&kernel| {
         let (resources, listing) = tools.assemble(&recording.kernels[kernel].ptx)?;
         Ok((kernel, (resources, Code::parse(&listing))))
@@ -141,12 +145,13 @@ fn analyse(recording: &Recording, sm: u32, tools: &Tools) -> Result<Vec<Row>> {
     for section in sections {
         let case: Case = section.name.parse()?;
         ensure!(!section.launches.is_empty(), "{case}: nothing was launched");
-        for &launch in &section.launches {
-            let (resources, code) = &assembled[&launch.kernel];
+        let kernels: BTreeSet<usize> = section.launches.iter().map(|launch| launch.kernel).filter(is_ours).collect();
+        for kernel in kernels {
+            let (resources, code) = &assembled[&kernel];
             rows.push(Row {
                 sm,
-                kernel: short(&recording.kernels[launch.kernel].name),
-                launch,
+                kernel: short(&recording.kernels[kernel].name),
+                launches: section.launches.iter().filter(|launch| launch.kernel == kernel).copied().collect(),
                 resources: *resources,
                 instructions: code.len(),
                 total: code.total(1.0),
@@ -175,13 +180,13 @@ impl Row {
     }
 
     fn per_weight(&self) -> f64 {
-        let warps = self.launch.threads().div_ceil(32) * self.launch.blocks();
+        let warps: usize = self.launches.iter().map(|launch| launch.threads().div_ceil(32) * launch.blocks()).sum();
         self.total.all * (warps * 32) as f64 / self.case.shape.num_weights() as f64
     }
 
     fn estimate(&self) -> Result<Estimate> {
         let device = roof::Device::of(self.sm).with_context(|| format!("no device of sm_{} is known", self.sm))?;
-        Ok(device.estimate(&self.launch, &self.total, self.bytes))
+        Ok(device.estimate(&self.launches, &self.total, self.bytes))
     }
 }
 
@@ -193,6 +198,7 @@ fn print(rows: &[Row]) -> Result<()> {
         "weight",
         "rows",
         "kernel",
+        "launches",
         "blocks",
         "threads",
         "registers",
@@ -208,18 +214,20 @@ fn print(rows: &[Row]) -> Result<()> {
     for row in rows {
         let device = roof::Device::of(row.sm).with_context(|| format!("no device of sm_{} is known", row.sm))?;
         let estimate = row.estimate()?;
+        let launch = row.launches.first().context("a kernel that is not launched")?;
         table.add_row([
             row.sm.to_string(),
             row.case.codec.to_string(),
             ShapeName(row.case.shape).to_string(),
             row.case.batch.to_string(),
             row.kernel.clone(),
-            row.launch.blocks().to_string(),
-            row.launch.threads().to_string(),
+            row.launches.len().to_string(),
+            launch.blocks().to_string(),
+            launch.threads().to_string(),
             row.resources.registers.to_string(),
             row.resources.spills.to_string(),
-            format!("{:.1}", (row.resources.shared + row.launch.shared) as f64 / 1024.0),
-            device.occupancy(&row.resources, &row.launch).to_string(),
+            format!("{:.1}", (row.resources.shared + launch.shared) as f64 / 1024.0),
+            device.occupancy(&row.resources, launch).to_string(),
             row.instructions.to_string(),
             format!("{}{:.2}", if row.unknown > 0 { "≥ " } else { "" }, row.per_weight()),
             format!("{:.3}", row.bytes as f64 / row.case.shape.num_weights() as f64),
