@@ -65,15 +65,18 @@ struct Arguments {
     /// Small copies and few tokens, to see that everything works.
     #[arg(long)]
     quick: bool,
-    /// Measures through one backend and writes the result here; the program calls itself so.
+    /// Measures through this backend alone; the program calls itself so.
+    #[arg(long, hide = true, value_enum, requires = "measured")]
+    through: Option<Backend>,
+    /// Where the result is written then.
     #[arg(long, hide = true)]
     measured: Option<PathBuf>,
 }
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    if let (Some(path), [backend]) = (&arguments.measured, &arguments.backends[..]) {
-        return measure(&arguments, *backend, path).map(|()| ExitCode::SUCCESS);
+    if let (Some(path), Some(backend)) = (&arguments.measured, arguments.through) {
+        return measure(&arguments, backend, path).map(|()| ExitCode::SUCCESS);
     }
     fs::create_dir_all(&arguments.out).with_context(|| arguments.out.display().to_string())?;
     let device = arguments.device.clone().or_else(driver_says).context("no NVIDIA driver answers: give --device")?;
@@ -114,8 +117,7 @@ fn examine(arguments: &Arguments, backend: Backend) -> Result<BackendReport> {
     }
     let path = arguments.out.join(format!("measured-{name}.json"));
     let mut command = Command::new(std::env::current_exe()?);
-    // The last value counts.
-    command.args(std::env::args().skip(1)).args(["--backends", name]).arg("--measured").arg(&path);
+    command.args(std::env::args().skip(1)).args(["--through", name]).arg("--measured").arg(&path);
     // Beyond its deadline a measurement that was begun may end.
     let status = run(command, limit + limit / 4)?;
     let text = fs::read_to_string(&path).ok();

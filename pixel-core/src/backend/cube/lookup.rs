@@ -248,12 +248,14 @@ fn lookup_kernel<X: Float>(
         make_tables::<X>(x, dictionary, &mut tables, first_row, first_field, batch, layout, plan);
     }
     if comptime!(len > 1) {
-        if weight == 1 {
+        let is_second = weight == 1;
+        if is_second {
             make_tables::<X>(x, second_dictionary, &mut tables, first_row, first_field, batch, layout, plan);
         }
     }
     if comptime!(len > 2) {
-        if weight == 2 {
+        let is_third = weight == 2;
+        if is_third {
             make_tables::<X>(x, third_dictionary, &mut tables, first_row, first_field, batch, layout, plan);
         }
     }

@@ -33,7 +33,7 @@ const UNITS: usize = 256;
 pub(super) fn takes(x: &CubeTensor, rows: usize, arithmetic: Arithmetic) -> bool {
     let is_exact = || {
         let configurations = &x.client.features().matmul.cmma;
-        let tensor = ElemType::Float(FloatKind::TF32).into();
+        let tensor = ElemType::Float(FloatKind::TF32);
         !configurations.iter().any(|configuration| configuration.a_type == tensor)
     };
     rows >= DECODED_FROM && (arithmetic == Arithmetic::Integer || is_exact())

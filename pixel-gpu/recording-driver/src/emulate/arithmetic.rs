@@ -127,9 +127,10 @@ pub(crate) fn binary(operation: Binary, ty: Type, a: u64, b: u64) -> Option<u64>
         Binary::Or => x | y,
         Binary::Xor => x ^ y,
         // Beyond the width nothing is left, or the sign.
-        Binary::ShiftLeft => (low(b, 32) < u64::from(width)).then(|| x << low(b, 32)).unwrap_or_default(),
         Binary::ShiftRight if is_signed => (p >> low(b, 32).min(u64::from(width - 1))) as u64,
-        Binary::ShiftRight => (low(b, 32) < u64::from(width)).then(|| x >> low(b, 32)).unwrap_or_default(),
+        Binary::ShiftLeft | Binary::ShiftRight if low(b, 32) >= u64::from(width) => 0,
+        Binary::ShiftLeft => x << low(b, 32),
+        Binary::ShiftRight => x >> low(b, 32),
         Binary::CopySign => return None,
     };
     Some(low(value, width))
@@ -248,7 +249,7 @@ pub(crate) fn compare(how: Compare, ty: Type, for_nan: bool, a: u64, b: u64) -> 
         Type::Signed(bits) => Some(signed(a, bits).cmp(&signed(b, bits))),
         _ => Some(low(a, ty.bits()).cmp(&low(b, ty.bits()))),
     };
-    let Some(order) = order else { return for_nan || how == Compare::NotEqual && for_nan };
+    let Some(order) = order else { return for_nan };
     match how {
         Compare::Equal => order == Ordering::Equal,
         Compare::NotEqual => order != Ordering::Equal,

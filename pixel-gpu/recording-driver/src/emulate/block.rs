@@ -240,7 +240,7 @@ impl<'a> Block<'a> {
                 let (a, b) = match half {
                     None => (first, second),
                     Some(Half::Low) => (word(first * second), word(input(self, 2)?)),
-                    Some(Half::High) => (first * second >> 32, word(input(self, 2)?)),
+                    Some(Half::High) => ((first * second) >> 32, word(input(self, 2)?)),
                 };
                 let sum = a + b + u64::from(takes && self.threads[thread].carry);
                 if gives {
