@@ -7,6 +7,11 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 
 # Cargo keeps what it unpacks from its registry of packages not yet published by name and version, whatever they hold.
 rm -rf "${CARGO_HOME:-$HOME/.cargo}"/registry/{src,cache}/-*/pixel-*
+# So is what it has compiled of them.
+for compiled in $(grep -lE 'registry/src/-[^/]*/pixel-' "$CARGO_TARGET_DIR"/debug/deps/pixel_*.d 2>/dev/null || true); do
+    hash=${compiled##*-}
+    rm -rf "$CARGO_TARGET_DIR"/debug/.fingerprint/pixel-*-"${hash%.d}"
+done
 # Whether they compile is all that matters here.
 cargo package --workspace --exclude pixel-bench --exclude pixel-examples --exclude pixel-gpu \
     --exclude pixel-recording-driver --config profile.dev.debug=false "$@"
