@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 #[derive(Debug, Clone, Default)]
 pub enum SynthesisMode {
     /// Weights are decoded in registers, product by product, and never stored: the least memory, and the fastest.
-    /// Products on a CPU may round activations to 16 bits, as [`Arithmetic::Integer`] says. The default.
+    /// Products may round activations, as [`Arithmetic::Integer`] says. The default.
     #[default]
     OnDemand,
     /// As [`OnDemand`](Self::OnDemand), everything in f32.

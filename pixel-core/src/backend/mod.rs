@@ -12,7 +12,8 @@
 //! gradients of activations, scales and dictionary. [`PatternTensors`] is the entry point.
 //!
 //! Activations of any float type are taken in f32, and the result has their type. Decoding, rotations, sums and
-//! gradients are in f32; products on the CPU backends round activations or tables to 16 bits first, unless
+//! gradients are in f32; products on the CPU backends round activations or tables to 16 bits first, those of many rows
+//! on tensor cores both factors to eleven, unless
 //! [`Arithmetic::F32`](crate::synthesis::Arithmetic) is asked for or the backend is autodiff.
 //!
 //! # Example

@@ -28,8 +28,9 @@ use std::sync::Arc;
 /// # Accuracy
 /// The integer part of decoding is the same to the bit on every backend. A weight is a sum of as many products as its
 /// layout has terms (one, two, `2·bits`, or those of a tile of `matching`), each rounded in f32; a product over
-/// `d_input` has the error of a sum of `d_input` f32 terms in the backend's order, and on the CPU backends that of its
-/// [`Arithmetic`].
+/// `d_input` has the error of a sum of `d_input` f32 terms in the backend's order, and that of its [`Arithmetic`]. What
+/// is a product of Burn's own (low-rank parts, protected columns, gradients of weights, dense weights) is as exact as
+/// the backend's: on CUDA its factors are rounded to eleven bits (TF32).
 #[backend_extension(
     Cube: cfg(feature = "cube"),
     Flex: cfg(feature = "flex"),
@@ -74,8 +75,7 @@ pub trait PixelBackend: Backend {
         definition::synthesize_rows::<Self>(rows, codes, scales, dictionary, &layout)
     }
 
-    /// `x · Wᵀ` for rotated activations `x` `[batch, d_input]`: `[batch, d_output]`. Backends without kernels in
-    /// integers compute in f32 whatever `arithmetic` is.
+    /// `x · Wᵀ` for rotated activations `x` `[batch, d_input]`: `[batch, d_output]`, as exact as `arithmetic` asks.
     #[fusion(dtype = x, shape = linear_shape(x, layout))]
     fn pattern_linear(
         x: FloatTensor<Self>,

@@ -272,7 +272,8 @@ impl ProjectionTensors<Dispatch> {
 }
 
 /// A [projection](ProjectionTensors) of the last axis of `x`: `[…, d_input]` to `[…, Σ d_output]`, or half of that
-/// under a gated activation. Everything is computed in f32, and the result has the type of `x`.
+/// under a gated activation. Everything is computed in f32, products as their weights' arithmetic says, and the
+/// result has the type of `x`.
 ///
 /// # Panics
 /// If the last axis has another width, the residual has not the shape of the result, or a tensor is on another device.

@@ -59,8 +59,9 @@ struct Arguments {
     /// Where report.json, report.md and what the suite prints are put.
     #[arg(long, default_value = ".")]
     out: PathBuf,
-    /// Seconds for the measurements of a backend; what is not begun by then is left out.
-    #[arg(long, default_value_t = 110)]
+    /// Seconds for the suite of a backend, and as many for its measurements; what is not begun by then is left out. Of
+    /// two backends all is over after four and a half times as many.
+    #[arg(long, default_value_t = 100)]
     seconds: u64,
     /// Small copies and few tokens, to see that everything works.
     #[arg(long)]

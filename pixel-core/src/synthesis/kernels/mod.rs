@@ -69,8 +69,9 @@ const MAX_BATCH: usize = 8;
 ///    in units of the scale counts as zero.
 ///
 /// `Integer` takes `F32` for a row that is not finite or vanishes (its largest magnitude, or that of its tables, below
-/// 1e-30, but not zero), where there is no kernel for the shape, on the GPU, and in training: the autodiff backend
-/// computes in f32. What a row gives does not depend on the values of the other rows.
+/// 1e-30, but not zero), where there is no kernel for the shape, and in training: the autodiff backend computes in f32.
+/// On CubeCL backends it takes `F32` for fewer than 16 rows; from there on tensor cores, where there are some, round
+/// weights and activations to eleven bits (TF32). What a row gives does not depend on the values of the other rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arithmetic {
