@@ -14,6 +14,7 @@ mod block;
 mod instruction;
 mod memory;
 mod parse;
+mod warp;
 
 use block::{Block, Launch};
 use instruction::Kernel;
