@@ -3,10 +3,12 @@
 
 use cubecl::prelude::*;
 
-/// `e^x` as in `math/exp.rs`, with a relative error of about 2⁻²²; `x` beyond ±87.3 counts as that.
+/// `e^x` as in `math/exp.rs`, with a relative error of about 2⁻²²; `x` beyond ±87.3 counts as that, NaN stays.
 #[cube]
 pub(super) fn exp(x: f32) -> f32 {
-    let x = clamp(x, -87.3f32, 87.3f32);
+    // Not by the smaller and the larger of two, which devices may take for the one that is a number.
+    let x = select(x > 87.3f32, 87.3f32, x);
+    let x = select(x < -87.3f32, -87.3f32, x);
     let n = f32::floor(x * comptime!(std::f32::consts::LOG2_E) + 0.5f32);
     // The upper bits of ln 2, whose product with n is exact, and the rest.
     let r = (x - n * 0.693_359_4f32) + n * 2.121_944_4e-4f32;

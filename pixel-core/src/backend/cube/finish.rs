@@ -278,14 +278,9 @@ impl Products {
         self.launch(with, out, false, Some(next))
     }
 
-    /// Values of a row of the result.
-    pub(super) fn outputs(&self, activation: Activation) -> usize {
-        self.parts[2].end / activation.inputs()
-    }
-
     /// Returns the input of the next products, or something small.
     fn launch(mut self, with: Ending, out: CubeTensor, is_kept: bool, next: Option<Preparation>) -> CubeTensor {
-        let (rows, outputs) = (self.values.shape()[1], self.outputs(with.activation));
+        let rows = self.values.shape()[1];
         let (norm, gamma, beta) = parameters(with.norm, &self.values);
         with.biases.iter().zip(&mut self.parts).for_each(|(bias, part)| part.has_bias = bias.is_some());
         let finish = Finish {
@@ -296,6 +291,7 @@ impl Products {
             next: next.as_ref().map(|next| next.steps),
             is_kept,
         };
+        let outputs = finish.outputs();
         let products = self.values;
         // Where no unit waits for another, small cubes go to more multiprocessors.
         let units = if finish.has_rows() { row::units(&out, outputs) } else { row::FEW_UNITS };
